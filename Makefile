@@ -1,0 +1,29 @@
+# make train: set up .venv and train the embedded shapes policy.   make test: set up .venv and run the tests.
+# PIP_ARGS reaches pip, e.g. make train PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PYTHON ?= python3.11
+PIP_ARGS ?=
+STACK ?= cpu
+BIN := .venv/bin
+STAMP := .venv/.installed-$(STACK)
+
+.PHONY: train test lint setup clean
+train: setup
+	$(BIN)/python -m t2ir1_ray.train $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[$(STACK),dev]'
+	$(BIN)/python -m t2ir1_ray.cpu_stack
+	touch $@
+
+clean:
+	rm -rf .venv runs

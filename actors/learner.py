@@ -1,0 +1,45 @@
+"""LearnerActor: one DeepSpeed rank in a Ray actor, and the packing of new policy versions."""
+
+from pathlib import Path
+
+import pyarrow as pa
+
+from actors.weights import Weights, checksum
+from learner.rank import LearnerRank
+from t2ir1_ray.config import LearnerConfig, PolicyConfig
+
+
+class LearnerActor:
+    """Every method that ranks run together (`connect`, `step`, `publish`, `export`) must be called on all of them."""
+
+    def __init__(
+        self,
+        policy: PolicyConfig,
+        config: LearnerConfig,
+        rank: int,
+        world_size: int,
+        temperature: float,
+        total_steps: int,
+    ):
+        self.rank = LearnerRank(policy, config, rank, world_size, temperature=temperature, total_steps=total_steps)
+
+    def address(self) -> tuple[str, int]:
+        return self.rank.address()
+
+    def connect(self, host: str, port: int) -> None:
+        self.rank.connect(host, port)
+
+    def step(self, batch: pa.RecordBatch) -> dict[str, float]:
+        """One update on this rank's share of the batch; metrics are reduced over ranks."""
+        return self.rank.step(batch)
+
+    def publish(self, version: int) -> tuple[Weights | None, str | None]:
+        """The current parameters as `version`, and their checksum; None on ranks other than 0."""
+        state = self.rank.trainable_state()
+        if state is None:
+            return None, None
+        return Weights.pack(version, state), checksum(state)
+
+    def export(self, folder: str) -> None:
+        """Write the policy as a checkpoint that plain transformers loads."""
+        self.rank.export(Path(folder))

@@ -1,0 +1,105 @@
+"""The semantic-CoT: vLLM inside this process writes plans.
+
+vLLM reads its switches from the environment when it is imported: set those of `engine_environment` first, in a Ray actor
+through the runtime environment, in a script before the import of this module.
+"""
+
+import gc
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import JanusConfig
+from vllm import LLM, ModelRegistry, SamplingParams
+from vllm.distributed import cleanup_dist_env_and_memory
+
+from actors.vllm_model import ARCHITECTURE, JanusTrunk, write_engine_config
+
+class Plan(NamedTuple):
+    """A sampled plan: ids up to and including the end token (if it came), and their log-probs when sampled."""
+
+    ids: np.ndarray  # (L,) int32
+    logprobs: np.ndarray  # (L,) float32
+
+
+class TextEngine:
+    """Plans for prompts, one independently seeded sequence each."""
+
+    def __init__(
+        self, config: JanusConfig, dtype: str, max_prompt: int, max_new: int, max_sequences: int, kv_cache_gb: float
+    ):
+        """`max_prompt`, `max_new`: tokens of a prompt and of a plan; `kv_cache_gb`: GiB taken for the KV cache."""
+        cpu = not torch.cuda.is_available()
+        ModelRegistry.register_model(ARCHITECTURE, JanusTrunk)
+        length = max_prompt + max_new
+        with tempfile.TemporaryDirectory() as folder:
+            write_engine_config(config, Path(folder))
+            self._llm = LLM(
+                model=folder,
+                load_format="dummy",  # weights come by `load`
+                dtype=dtype,
+                seed=0,
+                max_model_len=length,
+                max_num_seqs=max_sequences,
+                max_num_batched_tokens=max(length, 2048),
+                kv_cache_memory_bytes=int(kv_cache_gb * 2**30),
+                skip_tokenizer_init=True,
+                generation_config="vllm",
+                logprobs_mode="processed_logprobs",  # of the distribution that is sampled from, temperature included
+                enforce_eager=cpu,
+                enable_prefix_caching=True,
+                disable_log_stats=True,
+                # A seeded request that is prefilled in chunks fails on the CPU.
+                **({"block_size": 32, "enable_chunked_prefill": False} if cpu else {}),
+            )
+        self._max_new = max_new
+
+    @property
+    def trunk(self) -> JanusTrunk:
+        """The module tree inside the engine. Modules keep their identity over `load`, their tensors may not."""
+        return self._llm.llm_engine.model_executor.driver_worker.worker.model_runner.get_model()
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Replace the given parameters (transformers' names of Janus) and forget every cached prefix."""
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM kept its prefix cache: plans would come from old weights")
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], temperature: float, eos_id: int
+    ) -> list[Plan]:
+        """One plan per prompt, sampled over the full vocabulary; `temperature=0`: greedy."""
+        params = [
+            SamplingParams(
+                temperature=temperature,
+                seed=int(seed),
+                max_tokens=self._max_new,
+                stop_token_ids=[eos_id],
+                logprobs=0,
+                detokenize=False,
+            )
+            for seed in seeds
+        ]
+        requests = [{"prompt_token_ids": list(map(int, ids))} for ids in prompts]
+        outputs = [request.outputs[0] for request in self._llm.generate(requests, params, use_tqdm=False)]
+        return [
+            Plan(
+                np.asarray(output.token_ids, np.int32),
+                np.asarray(
+                    [step[token].logprob for token, step in zip(output.token_ids, output.logprobs, strict=True)],
+                    np.float32,
+                ),
+            )
+            for output in outputs
+        ]
+
+    def close(self) -> None:
+        """Free the engine, so that another can start in this process."""
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+        gc.collect()
+        cleanup_dist_env_and_memory()

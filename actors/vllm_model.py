@@ -1,0 +1,46 @@
+"""Janus' language model as vLLM sees it: a Llama, with the image modules riding along for the image decoder.
+
+One set of weights serves both: vLLM decodes plans with the Llama, `image_decoder.ImageDecoder` borrows the same
+modules for the image tokens.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import Tensor, nn
+from transformers import JanusConfig
+from transformers.models.janus.configuration_janus import JanusVQVAEConfig
+from transformers.models.janus.modeling_janus import JanusVQVAEAlignerMLP, JanusVQVAEHead
+from vllm.config import VllmConfig
+from vllm.model_executor.models.llama import LlamaForCausalLM
+
+ARCHITECTURE = "JanusTrunk"
+_PREFIXES = {"model.language_model.": "model.", "lm_head.": "lm_head.", "model.generation_": "generation_"}
+
+
+class JanusTrunk(LlamaForCausalLM):
+    """The parts of Janus that make tokens; vision tower and VQ model are left out."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        vq = JanusVQVAEConfig(**vllm_config.model_config.hf_config.vq_config)
+        self.generation_embeddings = nn.Embedding(vq.num_embeddings, vq.embed_dim)
+        self.generation_aligner = JanusVQVAEAlignerMLP(vq)
+        self.generation_head = JanusVQVAEHead(vq)
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """Accepts transformers' names of the whole Janus model and keeps what it has modules for."""
+        return super().load_weights(
+            (new + name.removeprefix(old), tensor)
+            for name, tensor in weights
+            for old, new in _PREFIXES.items()
+            if name.startswith(old)
+        )
+
+
+def write_engine_config(config: JanusConfig, folder: Path) -> None:
+    """The `config.json` from which vLLM builds a JanusTrunk; weights are pushed afterwards, never read from here."""
+    text = config.text_config.to_dict()
+    text.update(architectures=[ARCHITECTURE], vq_config=config.vq_config.to_dict(), tie_word_embeddings=False)
+    (folder / "config.json").write_text(json.dumps(text))

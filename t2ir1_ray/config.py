@@ -1,0 +1,288 @@
+"""Typed configuration: dataclasses, one YAML file, dotted `key=value` overrides, merged and type-checked by OmegaConf.
+
+Every field's comment says what it means and in which unit. `load` is the only door: what it returns is complete and
+valid, so that nothing behind it checks again.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from t2ir1_ray.errors import UserError
+
+
+@dataclass
+class PolicyConfig:
+    path: str = MISSING  # checkpoint: a folder or a hub id (Janus or Janus-Pro, either layout)
+    dtype: str = "bfloat16"  # of rollout and reference: float32 or bfloat16
+    plan_system: str = ""  # system text in front of the planning conversation
+    plan_template: str = "{prompt}"  # what the policy is asked when it plans; {prompt} is replaced
+    max_plan_tokens: int = 512  # a plan that is not over by then is truncated (and counted)
+    max_prompt_tokens: int = 256  # planning prompts longer than this are refused when the prompt file is read
+
+
+@dataclass
+class DataConfig:
+    prompts: str = MISSING  # training prompts: .jsonl, .json (one object per line) or .parquet
+    prompts_per_step: int = 16  # B: distinct prompts of one optimisation step
+
+
+@dataclass
+class RolloutConfig:
+    actors: int = 1  # R: engines, each with its own copy of the policy
+    num_gpus: float = 1.0  # GPUs of one rollout actor
+    num_cpus: float = 1.0
+    group_size: int = 8  # G: samples (plan, image) per prompt
+    prompts_per_call: int = 4  # unit of work handed to an actor: results do not depend on the number of actors
+    temperature: float = 1.0  # of the plan's and the image's tokens
+    guidance: float = 5.0  # w in uncond + w (cond - uncond); 1 means no guidance and one row per image
+    max_sequences: int = 64  # sequences that the text engine decodes at once
+    kv_cache_gb: float = 4.0  # the text engine's KV cache, GiB; the image decoder's lies beside it
+    weight_transfer: str = "object_store"  # object_store, or nccl (GPU): how new versions reach the actors
+
+
+@dataclass
+class ExpertConfig:
+    kind: str = MISSING  # hps, git, blip, grounding_dino, yolo_world, orm
+    path: str = MISSING  # checkpoint: folder, file or hub id
+    weight: float = 1.0  # in the sum of rewards
+    role: str = "reward"  # reward: trained on; monitor: scored and logged only, the canary against reward hacking
+    num_gpus: float = 1.0  # a fraction shares a GPU with other experts
+    num_cpus: float = 1.0
+    replicas: int = 1
+    batch_size: int = 16  # images per forward pass
+    dtype: str = "float32"
+    runtime_env: dict[str, Any] = field(default_factory=dict)  # Ray runtime environment, e.g. {pip: [...]}
+    options: dict[str, Any] = field(default_factory=dict)  # the expert's own settings
+
+
+@dataclass
+class RewardConfig:
+    combine: str = "sum"  # sum (official) or gdpo (each expert normalised inside its group first)
+    min_group_size: int = 2  # a group with fewer usable samples is dropped and counted
+    retries: int = 2  # times a failed expert call is repeated, on a restarted actor if need be
+
+
+@dataclass
+class ReferenceConfig:
+    num_gpus: float = 1.0
+    num_cpus: float = 1.0
+    tokens_per_batch: int = 8192
+
+
+@dataclass
+class LearnerConfig:
+    ranks: int = 1  # L: DeepSpeed data-parallel ranks
+    num_gpus: float = 1.0  # per rank: 1, or 0 on CPUs
+    num_cpus: float = 1.0
+    zero_stage: int = 3  # 1, 2 or 3
+    dtype: str = "bfloat16"  # of parameters and activations; the optimizer keeps float32
+    learning_rate: float = 1e-6
+    warmup_steps: int = 0
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    beta: float = 0.01  # weight of the KL term; 0: no reference actor is started
+    kl: str = "k3"  # k1, k2 or k3 estimator
+    clip_low: float = 0.2  # ratio is clipped to [1 - clip_low, 1 + clip_high] when it can differ from 1
+    clip_high: float = 0.2
+    advantage_std: bool = True  # divide by the group's standard deviation; False: Dr.GRPO
+    loss_average: str = "group"  # group (official), token or sequence
+    semantic_weight: float = 1.0  # multiplies the loss of plan tokens
+    image_weight: float = 1.0  # multiplies the loss of image tokens
+    zero_variance: str = "keep"  # keep (official) or filter groups whose rewards are all equal
+    tokens_per_batch: int = 8192  # micro-batches hold at most this many (padded) tokens; does not change the gradient
+    gradient_checkpointing: bool = True
+
+
+@dataclass
+class TrainConfig:
+    steps: int = 1600
+    seed: int = 0
+
+
+@dataclass
+class EvalConfig:
+    prompts: str | None = None  # held-out prompts that the exact verifier of `verifier` can judge
+    verifier: str | None = None  # shapes, or null: no exact verifier exists for real images
+    every: int = 0  # steps between evaluations; 0: never
+    count: int = 384  # prompts used, from the top of the file
+    seed: int = 1234
+
+
+@dataclass
+class JournalConfig:
+    root: str = "runs"
+    name: str | None = None  # default: config name and start time
+    dump_every: int = 1  # steps between Parquet dumps of rollouts with rewards; 0: never
+    images_every: int = 10  # steps between image grids in TensorBoard; 0: never
+    save_every: int = 0  # steps between policy checkpoints besides the final one; 0: final only
+
+
+@dataclass
+class ClusterConfig:
+    address: str | None = None  # Ray cluster to join; null: the one in RAY_ADDRESS, or a new local one
+    dashboard: bool = True  # of a new local cluster, on loopback only
+    object_store_gb: float | None = None  # of a new local cluster; null: Ray's default
+    start_timeout_s: float = 600.0  # until every actor is up
+    call_timeout_s: float = 1800.0  # for one call to an actor
+    place_timeout_s: float = 30.0  # until resources are reserved
+
+
+@dataclass
+class Config:
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    experts: dict[str, ExpertConfig] = field(default_factory=dict)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    journal: JournalConfig = field(default_factory=JournalConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+
+SHIPPED = resources.files("t2ir1_ray") / "shapes" / "weights"
+OmegaConf.register_resolver("shipped", lambda name: str(SHIPPED / name), replace=True)
+
+
+def load(name_or_path: str = "shapes", overrides: Sequence[str] = ()) -> Config:
+    """Defaults, then the YAML file (a shipped name such as `shapes`, or a path), then `a.b=value` overrides.
+
+    Raises UserError with one line: unknown key (and the nearest known one), wrong type, or a value out of range.
+    """
+    merged = _merge(OmegaConf.structured(Config), _read_yaml(name_or_path), name_or_path)
+    for override in overrides:
+        key, separator, _ = override.partition("=")
+        if not separator or not key:
+            raise UserError(f"{override}: overrides have the form section.key=value")
+        try:
+            update = OmegaConf.from_dotlist([override])
+        except Exception as error:  # yaml errors of the value, of several classes
+            raise UserError(f"{override}: not a YAML value ({str(error).splitlines()[0]})") from None
+        merged = _merge(merged, update, override)
+    missing = OmegaConf.missing_keys(merged)
+    if missing:
+        raise UserError(f"{sorted(missing)[0]}: not set in {name_or_path}: give it a value")
+    try:
+        config: Config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{name_or_path}: {str(error).splitlines()[0]}") from None
+    _check(config)
+    return config
+
+
+def save(config: Config, path: Path) -> None:
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def _read_yaml(name_or_path: str) -> DictConfig:
+    shipped = resources.files("t2ir1_ray") / "configs" / f"{name_or_path}.yaml"
+    path = Path(str(shipped)) if shipped.is_file() else Path(name_or_path)
+    if not path.is_file():
+        names = sorted(p.name.removesuffix(".yaml") for p in (resources.files("t2ir1_ray") / "configs").iterdir())
+        raise UserError(f"--config: {name_or_path} is no file and none of {', '.join(names)}")
+    try:
+        loaded = OmegaConf.load(path)
+    except Exception as error:  # yaml and unicode errors, of several classes
+        raise UserError(f"--config: {path} is not YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(loaded, DictConfig):
+        raise UserError(f"--config: {path} must hold a mapping of sections")
+    return loaded
+
+
+def _merge(base: DictConfig, update: DictConfig, source: str) -> DictConfig:
+    try:
+        return OmegaConf.merge(base, update)
+    except ConfigKeyError as error:
+        raise UserError(f"{source}: unknown key {error.full_key}{_nearest(base, error.full_key)}") from None
+    except OmegaConfBaseException as error:
+        raise UserError(f"{source}: {str(error).splitlines()[0]}") from None
+
+
+def _nearest(base: DictConfig, key: str) -> str:
+    known = [path for path in _paths(base)]
+    leaf = key.rsplit(".", 1)[-1]
+    close = difflib.get_close_matches(key, known, 1) or [k for k in known if k.rsplit(".", 1)[-1] == leaf][:1]
+    close = close or [k for k in known if difflib.get_close_matches(leaf, [k.rsplit(".", 1)[-1]], 1)][:1]
+    return f": did you mean {close[0]}?" if close else f": sections are {', '.join(base.keys())}"
+
+
+def _paths(node: DictConfig, prefix: str = "") -> list[str]:
+    paths = []
+    for key in node:
+        path = f"{prefix}{key}"
+        paths.append(path)
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+            paths.extend(_paths(child, f"{path}."))
+    return paths
+
+
+def _check(config: Config) -> None:
+    """Ranges and agreements between fields that types cannot express."""
+    learner, rollout, data = config.learner, config.rollout, config.data
+    positive = {
+        "policy.max_plan_tokens": config.policy.max_plan_tokens,
+        "policy.max_prompt_tokens": config.policy.max_prompt_tokens,
+        "data.prompts_per_step": data.prompts_per_step,
+        "rollout.actors": rollout.actors,
+        "rollout.prompts_per_call": rollout.prompts_per_call,
+        "rollout.temperature": rollout.temperature,
+        "rollout.max_sequences": rollout.max_sequences,
+        "learner.ranks": learner.ranks,
+        "learner.learning_rate": learner.learning_rate,
+        "learner.tokens_per_batch": learner.tokens_per_batch,
+        "reference.tokens_per_batch": config.reference.tokens_per_batch,
+        "train.steps": config.train.steps,
+        "eval.count": config.eval.count,
+        **{f"experts.{name}.replicas": expert.replicas for name, expert in config.experts.items()},
+        **{f"experts.{name}.batch_size": expert.batch_size for name, expert in config.experts.items()},
+    }
+    for key, value in positive.items():
+        _require(value > 0, key, value, "must be greater than 0")
+    choices = {
+        "policy.dtype": (config.policy.dtype, ("float32", "bfloat16")),
+        "learner.dtype": (learner.dtype, ("float32", "bfloat16")),
+        "learner.zero_stage": (learner.zero_stage, (1, 2, 3)),
+        "learner.kl": (learner.kl, ("k1", "k2", "k3")),
+        "learner.loss_average": (learner.loss_average, ("group", "token", "sequence")),
+        "learner.zero_variance": (learner.zero_variance, ("keep", "filter")),
+        "reward.combine": (config.reward.combine, ("sum", "gdpo")),
+        "rollout.weight_transfer": (rollout.weight_transfer, ("object_store", "nccl")),
+        "eval.verifier": (config.eval.verifier, (None, "shapes")),
+        **{f"experts.{n}.role": (e.role, ("reward", "monitor")) for n, e in config.experts.items()},
+    }
+    for key, (value, allowed) in choices.items():
+        _require(value in allowed, key, value, f"must be one of {', '.join(map(str, allowed))}")
+    size = rollout.group_size
+    _require(size >= 2, "rollout.group_size", size, "advantages compare samples of one prompt: at least 2")
+    _require(learner.beta >= 0, "learner.beta", learner.beta, "must not be negative")
+    _require(rollout.guidance >= 1, "rollout.guidance", rollout.guidance, "must be at least 1 (1: no guidance)")
+    _require(
+        data.prompts_per_step % learner.ranks == 0,
+        "data.prompts_per_step",
+        data.prompts_per_step,
+        f"must be divisible by learner.ranks={learner.ranks}",
+    )
+    rewarded = [name for name, expert in config.experts.items() if expert.role == "reward"]
+    _require(bool(rewarded), "experts", list(config.experts), "at least one expert must have the role reward")
+    _require(
+        "{prompt}" in config.policy.plan_template, "policy.plan_template", config.policy.plan_template, "lacks {prompt}"
+    )
+    if config.eval.every:
+        _require(config.eval.prompts is not None, "eval.prompts", None, "name a prompt file or set eval.every=0")
+        _require(config.eval.verifier is not None, "eval.verifier", None, "name a verifier or set eval.every=0")
+
+
+def _require(ok: bool, key: str, value: object, mend: str) -> None:
+    if not ok:
+        raise UserError(f"{key}={value}: {mend}")

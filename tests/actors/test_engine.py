@@ -1,0 +1,195 @@
+"""Text engine and image decoder against transformers on the same weights, before and after weight updates."""
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+from transformers import JanusForConditionalGeneration
+
+from actors.image_decoder import ImageDecoder, to_pixels
+from actors.text_engine import Plan, TextEngine
+from t2ir1_ray.policy import freeze
+from tests.tiny_janus import IMAGE_CODES, IMAGE_TOKENS, tiny_model
+
+pytestmark = pytest.mark.slow
+BOS, EOS, PAD, BOI = 0, 1, 2, 4
+LONG = [BOS, *([7, 8, 12, 13, 16, 10] * 7)]  # longer than a block of the KV cache, so that its prefix is cached
+PROMPTS = [[BOS, 7, 8, 12, 13, 16, 9, 8], [BOS, 7, 8, 12, 9, 8], LONG, [BOS, 7, 8, 9, 8, 11, 12]]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[TextEngine]:
+    engine = TextEngine(
+        tiny_model().config, "float32", max_prompt=48, max_new=32, max_sequences=16, kv_cache_gb=0.03125
+    )
+    yield engine
+    engine.close()
+
+
+def plan_logprobs(model: JanusForConditionalGeneration, prompt: Sequence[int], ids: Sequence[int]) -> torch.Tensor:
+    """(L,) log-probs of a plan by transformers, unbatched and unpadded."""
+    with torch.inference_mode():
+        hidden = model.model.language_model(input_ids=torch.tensor([[*prompt, *ids]])).last_hidden_state
+        logprobs = model.lm_head(hidden)[0].log_softmax(-1)
+    return logprobs[len(prompt) - 1 : -1].gather(1, torch.tensor(ids)[:, None])[:, 0]
+
+
+def unconditional(prompt: Sequence[int]) -> list[int]:
+    return [prompt[0], *[PAD] * (len(prompt) - 2), prompt[-1]]
+
+
+@torch.inference_mode()
+def greedy_image(model: JanusForConditionalGeneration, prompt: Sequence[int], guidance: float) -> list[int]:
+    """Greedy guided image tokens by transformers: one image, no cache, the whole sequence again for every token."""
+    rows = torch.tensor([prompt, unconditional(prompt)])
+    ids: list[int] = []
+    for _ in range(IMAGE_TOKENS):
+        embeds = model.get_input_embeddings()(rows)
+        if ids:
+            image = model.prepare_embeddings_for_image_generation(torch.tensor([ids, ids]))
+            embeds = torch.cat([embeds, image], 1)
+        hidden = model.model.language_model(inputs_embeds=embeds).last_hidden_state[:, -1]
+        conditional, free = model.model.generation_head(hidden)
+        ids.append(int((free + guidance * (conditional - free)).argmax()))
+    return ids
+
+
+def assert_plans_match(plans: Sequence[Plan], model: JanusForConditionalGeneration) -> None:
+    for prompt, plan in zip(PROMPTS, plans, strict=True):
+        expected = plan_logprobs(model, prompt, plan.ids.tolist())
+        torch.testing.assert_close(torch.from_numpy(plan.logprobs), expected, atol=1e-4, rtol=0)
+
+
+def image_prompts() -> list[list[int]]:
+    return [[*prompt, BOI] for prompt in PROMPTS]
+
+
+def test_plans_have_transformers_logprobs_and_stop_at_the_end_token(engine: TextEngine) -> None:
+    model = tiny_model()
+    engine.load(model.state_dict())
+    plans = engine.generate(PROMPTS, seeds=range(4), temperature=1.0, eos_id=EOS)
+    assert_plans_match(plans, model)
+    for plan in plans:
+        assert EOS not in plan.ids[:-1]
+        assert len(plan.ids) == 32 or plan.ids[-1] == EOS
+    greedy = engine.generate(PROMPTS, seeds=range(4), temperature=0.0, eos_id=EOS)
+    for prompt, plan in zip(PROMPTS, greedy, strict=True):
+        with torch.inference_mode():
+            sequence = torch.tensor([[*prompt, *plan.ids.tolist()]])
+            logits = model.lm_head(model.model.language_model(input_ids=sequence).last_hidden_state)[0]
+        assert logits[len(prompt) - 1 : -1].argmax(-1).tolist() == plan.ids.tolist()
+
+
+def test_a_sample_depends_on_its_seed_only(engine: TextEngine) -> None:
+    engine.load(tiny_model().state_dict())
+    together = engine.generate(PROMPTS, seeds=[5, 6, 7, 8], temperature=1.0, eos_id=EOS)
+    alone = [engine.generate([p], [s], 1.0, EOS)[0] for p, s in zip(PROMPTS, [5, 6, 7, 8], strict=True)]
+    assert [p.ids.tolist() for p in together] == [p.ids.tolist() for p in alone]
+    other = engine.generate(PROMPTS, seeds=[15, 16, 17, 18], temperature=1.0, eos_id=EOS)
+    assert [p.ids.tolist() for p in together] != [p.ids.tolist() for p in other]
+
+
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_greedy_image_tokens_equal_transformers_before_and_after_an_update(engine: TextEngine, guidance: float) -> None:
+    decoder = ImageDecoder(engine.trunk, PAD, IMAGE_TOKENS)
+    prompts = image_prompts()
+    seen = []
+    for model in (tiny_model(0), tiny_model(3)):
+        engine.load(model.state_dict())
+        found = decoder.generate(prompts, list(map(unconditional, prompts)), range(4), guidance, temperature=0.0)
+        assert found.ids.tolist() == [greedy_image(model, prompt, guidance) for prompt in prompts]
+        seen.append(found.ids.tolist())
+    assert seen[0] != seen[1]
+
+
+def test_a_partial_update_of_the_trained_parameters_reaches_plans_and_images(engine: TextEngine) -> None:
+    model = tiny_model(0)
+    engine.load(model.state_dict())
+    trained = {name: parameter.detach() for name, parameter in freeze(tiny_model(3)).items()}
+    engine.load(trained)
+    model.load_state_dict({**model.state_dict(), **trained})
+    assert_plans_match(engine.generate(PROMPTS, range(4), 1.0, EOS), model)
+    decoder = ImageDecoder(engine.trunk, PAD, IMAGE_TOKENS)
+    prompts = image_prompts()
+    found = decoder.generate(prompts, list(map(unconditional, prompts)), range(4), 5.0, 0.0)
+    assert found.ids.tolist() == [greedy_image(model, prompt, 5.0) for prompt in prompts]
+
+
+def test_without_the_prefix_cache_reset_plans_would_be_stale(
+    engine: TextEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check above is able to fail: an update that keeps cached prefixes gives other log-probs than transformers."""
+    engine.load(tiny_model(0).state_dict())
+    engine.generate(PROMPTS, range(4), 1.0, EOS)
+    monkeypatch.setattr(engine._llm, "reset_prefix_cache", lambda: True)
+    model = tiny_model(3)
+    engine.load(model.state_dict())
+    plans = engine.generate(PROMPTS, range(4), 1.0, EOS)
+    monkeypatch.undo()
+    engine.load(model.state_dict())
+    stale = torch.from_numpy(plans[2].logprobs) - plan_logprobs(model, LONG, plans[2].ids.tolist())
+    assert stale.abs().max() > 1e-2
+    with pytest.raises(AssertionError):
+        assert_plans_match(plans, model)
+
+
+def test_without_the_push_plans_would_be_stale(engine: TextEngine) -> None:
+    engine.load(tiny_model(0).state_dict())
+    with pytest.raises(AssertionError):
+        assert_plans_match(engine.generate(PROMPTS, range(4), 1.0, EOS), tiny_model(3))
+
+
+def test_a_ragged_batch_equals_single_samples(engine: TextEngine) -> None:
+    engine.load(tiny_model().state_dict())
+    decoder = ImageDecoder(engine.trunk, PAD, IMAGE_TOKENS)
+    prompts = image_prompts()
+    together = decoder.generate(prompts, list(map(unconditional, prompts)), range(4), 3.0, 1.0)
+    for row, prompt in enumerate(prompts):
+        alone = decoder.generate([prompt], [unconditional(prompt)], [row], 3.0, 1.0)
+        assert alone.ids[0].tolist() == together.ids[row].tolist()
+        torch.testing.assert_close(alone.logprobs[0], together.logprobs[row], atol=1e-5, rtol=0)
+
+
+def test_image_logprobs_are_conditional_ones(engine: TextEngine) -> None:
+    model = tiny_model()
+    engine.load(model.state_dict())
+    decoder = ImageDecoder(engine.trunk, PAD, IMAGE_TOKENS)
+    prompt = image_prompts()[0]
+    found = decoder.generate([prompt], [unconditional(prompt)], [9], 5.0, 1.0)
+    with torch.inference_mode():
+        text = model.get_input_embeddings()(torch.tensor([prompt]))
+        image = model.prepare_embeddings_for_image_generation(found.ids)
+        hidden = model.model.language_model(inputs_embeds=torch.cat([text, image], 1)).last_hidden_state
+        logprobs = model.model.generation_head(hidden[:, len(prompt) - 1 : -1]).log_softmax(-1)
+    expected = logprobs.gather(2, found.ids[..., None])[..., 0]
+    torch.testing.assert_close(found.logprobs, expected, atol=1e-4, rtol=0)
+
+
+def test_sampled_tokens_follow_the_guided_distribution(engine: TextEngine) -> None:
+    """First image token of 2,000 images against its probabilities (chi-square over codes, 99.9 % bound)."""
+    model = tiny_model(scale=1.5)
+    engine.load(model.state_dict())
+    decoder = ImageDecoder(engine.trunk, PAD, num_tokens=1)
+    prompt, guidance, count = image_prompts()[0], 2.0, 2000
+    rows = torch.tensor([prompt, unconditional(prompt)])
+    with torch.inference_mode():
+        conditional, free = model.model.generation_head(model.model.language_model(rows).last_hidden_state[:, -1])
+    expected = (free + guidance * (conditional - free)).softmax(-1) * count
+    found = decoder.generate([prompt] * count, [unconditional(prompt)] * count, range(count), guidance, 1.0)
+    observed = torch.bincount(found.ids[:, 0], minlength=IMAGE_CODES).float()
+    common = expected >= 5
+    chi_square = ((observed - expected)[common] ** 2 / expected[common]).sum()
+    freedom = float(common.sum())
+    assert freedom >= 8
+    assert chi_square < freedom + 4 * (2 * freedom) ** 0.5 + 8
+
+
+def test_pixels_are_the_vq_models(engine: TextEngine) -> None:
+    model = tiny_model()
+    ids = torch.randint(0, IMAGE_CODES, (3, IMAGE_TOKENS), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        pixels = to_pixels(model.model.vqmodel, ids)
+        expected = model.decode_image_tokens(ids)
+    assert pixels.dtype == torch.uint8
+    assert pixels.shape == (3, 24, 24, 3)
+    torch.testing.assert_close(pixels.float(), ((expected + 1) * 127.5).clamp(0, 255).floor(), atol=1, rtol=0)

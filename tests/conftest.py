@@ -1,0 +1,23 @@
+"""Fixtures shared by all tests. Threads and offline switches are set before torch is imported anywhere."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+
+from t2ir1_ray.cpu_stack import register  # noqa: E402
+
+register()  # also before the package is installed; a no-op otherwise
+
+
+@pytest.fixture(scope="session")
+def tiny_janus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Janus checkpoint folder with random weights, in transformers' layout."""
+    from tests.tiny_janus import write_tiny_janus
+
+    return write_tiny_janus(tmp_path_factory.mktemp("janus"), seed=0)
