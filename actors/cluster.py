@@ -100,7 +100,9 @@ class Cluster:
             config,
             reserved,
             learners=spawn(LearnerActor, by_name["learner"], learner_args),
-            rollouts=Pool("rollout", spawn(RolloutActor, by_name["rollout"], (config.policy, config.rollout), **restarts)),
+            rollouts=Pool(
+                "rollout", spawn(RolloutActor, by_name["rollout"], (config.policy, config.rollout), **restarts)
+            ),
             experts={
                 name: Pool(
                     f"expert {name}",
@@ -143,7 +145,9 @@ class Cluster:
                 raise RunError(f"rollout {index}: confirmed weights {confirmed}, published were {expected}")
         self.version, self.weights = version, [weights]
 
-    def sample(self, prompts: pa.Table, sampling: Sampling, prompts_per_call: int) -> Iterator[tuple[int, ray.ObjectRef]]:
+    def sample(
+        self, prompts: pa.Table, sampling: Sampling, prompts_per_call: int
+    ) -> Iterator[tuple[int, ray.ObjectRef]]:
         """Roll out every prompt; yields (row in `prompts`, reference to its `Rollouts` batch) as groups finish.
 
         Prompts go to actors in fixed blocks, so that a block's batch, and with it every bit of its samples, does not

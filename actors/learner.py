@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pyarrow as pa
+from learner.rank import LearnerRank
 
 from actors.weights import Weights, checksum
-from learner.rank import LearnerRank
 from t2ir1_ray.config import LearnerConfig, PolicyConfig
 
 

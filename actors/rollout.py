@@ -63,7 +63,9 @@ class RolloutActor:
         digest = checksum(state)
         self.engine.load(state)
         norm = "model.language_model.norm.weight"
-        if not torch.equal(self.engine.trunk.model.norm.weight.cpu(), state[norm].to(self.engine.trunk.model.norm.weight.dtype)):
+        if not torch.equal(
+            self.engine.trunk.model.norm.weight.cpu(), state[norm].to(self.engine.trunk.model.norm.weight.dtype)
+        ):
             raise RuntimeError(f"vLLM did not take over version {weights.version}: {norm} differs after loading")
         self.version = weights.version
         return self.version, digest

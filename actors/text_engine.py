@@ -19,6 +19,7 @@ from vllm.distributed import cleanup_dist_env_and_memory
 
 from actors.vllm_model import ARCHITECTURE, JanusTrunk, write_engine_config
 
+
 class Plan(NamedTuple):
     """A sampled plan: ids up to and including the end token (if it came), and their log-probs when sampled."""
 

@@ -33,9 +33,9 @@ class Weights:
     def unpack(self) -> dict[str, Tensor]:
         """Tensors over Ray's read-only memory: read them, never write."""
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given buffer is not writable")
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             return {
-                name: torch.frombuffer(self.buffers[name], dtype=getattr(torch, dtype)).view(shape)
+                name: torch.from_numpy(self.buffers[name]).view(getattr(torch, dtype)).view(shape)
                 for name, (dtype, shape) in self.layout.items()
             }
 

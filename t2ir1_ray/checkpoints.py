@@ -43,8 +43,17 @@ def read_tensors(folder: Path, field: str) -> dict[str, Tensor]:
             else:
                 tensors.update(torch.load(file, map_location="cpu", weights_only=True, mmap=True))
         except FileNotFoundError:
-            raise UserError(f"{field}: {file} is named by the index but missing: download the checkpoint again") from None
-        except (SafetensorError, RuntimeError, ValueError, EOFError, OSError, torch.serialization.pickle.UnpicklingError):
+            raise UserError(
+                f"{field}: {file} is named by the index but missing: download the checkpoint again"
+            ) from None
+        except (
+            SafetensorError,
+            RuntimeError,
+            ValueError,
+            EOFError,
+            OSError,
+            torch.serialization.pickle.UnpicklingError,
+        ):
             raise UserError(f"{field}: {file} is truncated or no checkpoint file: download it again") from None
     return tensors
 

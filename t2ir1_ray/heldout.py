@@ -49,7 +49,9 @@ class HeldOut:
         }
 
     def _judge(self, cluster: Cluster, temperature: float) -> dict[str, np.ndarray]:
-        sampling = Sampling(1, temperature, self.config.rollout.guidance, self.config.eval.seed, f"heldout T={temperature:g}")
+        sampling = Sampling(
+            1, temperature, self.config.rollout.guidance, self.config.eval.seed, f"heldout T={temperature:g}"
+        )
         verdicts = {name: np.zeros(len(self.texts), bool) for name in ("accuracy", "plan", "follows")}
         for row, ref in cluster.sample(self.prompts, sampling, self.config.rollout.max_sequences):
             batch = wait_for(ref, "rollout", f"held-out prompt {row}", self.config.cluster.call_timeout_s)

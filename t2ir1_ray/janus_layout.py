@@ -77,7 +77,9 @@ def hf_config(raw: Mapping[str, Any]) -> JanusConfig:
     `tie_word_embeddings` must be False: JanusConfig's default is True and would overwrite the embeddings on loading.
     """
     text = {"max_position_embeddings": 16384, **raw["language_config"], "tie_word_embeddings": False}
-    text = {key: value for key, value in text.items() if key not in ("architectures", "torch_dtype", "_attn_implementation")}
+    text = {
+        key: value for key, value in text.items() if key not in ("architectures", "torch_dtype", "_attn_implementation")
+    }
     text.setdefault("hidden_size", 4096)
     hidden = text["hidden_size"]
     vision = raw["vision_config"]["params"]

@@ -62,7 +62,9 @@ class Journal:
             for folder in ("tensorboard", "rollouts", "checkpoints"):
                 (run / folder).mkdir(exist_ok=True)
         except OSError as error:
-            raise UserError(f"journal.root: {run} cannot be written ({error.strerror}): choose another folder") from None
+            raise UserError(
+                f"journal.root: {run} cannot be written ({error.strerror}): choose another folder"
+            ) from None
         self._board = SummaryWriter(str(run / "tensorboard"))
         self._progress = Progress(config.train.steps, run)
 

@@ -76,7 +76,9 @@ def load_config(path: str) -> JanusConfig:
     if raw.get("model_type") == "multi_modality":
         return janus_layout.hf_config(raw)
     if raw.get("model_type") != "janus":
-        raise UserError(f"policy.path: {path} is a {raw.get('model_type')!r} model: give a Janus or Janus-Pro checkpoint")
+        raise UserError(
+            f"policy.path: {path} is a {raw.get('model_type')!r} model: give a Janus or Janus-Pro checkpoint"
+        )
     raw["tie_word_embeddings"] = False
     return JanusConfig.from_dict(raw)
 

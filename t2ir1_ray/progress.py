@@ -36,7 +36,9 @@ class Progress:
         """The latest step's figures."""
         step = metrics["step"]
         if "heldout/accuracy" in metrics:
-            self._accuracy = f" | held-out {metrics['heldout/accuracy']:.1%} (greedy {metrics['heldout/accuracy_greedy']:.1%})"
+            self._accuracy = (
+                f" | held-out {metrics['heldout/accuracy']:.1%} (greedy {metrics['heldout/accuracy_greedy']:.1%})"
+            )
             self.say(f"step {step}/{self._steps}{self._accuracy}")
         if step == 0:
             self._bar.update(self._task, description=f"first step{self._accuracy}")

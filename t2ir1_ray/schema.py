@@ -58,7 +58,9 @@ class Record:
 
     def to_arrow(self) -> pa.RecordBatch:
         """One record batch, columns in field order. Raises ValueError if the fields differ in their number of rows."""
-        arrays = {f.name: _ENCODERS[f.metadata["shape"]](getattr(self, f.name), f.metadata["kind"]) for f in fields(self)}
+        arrays = {
+            f.name: _ENCODERS[f.metadata["shape"]](getattr(self, f.name), f.metadata["kind"]) for f in fields(self)
+        }
         lengths = {name: len(array) for name, array in arrays.items()}
         if len(set(lengths.values())) != 1:
             raise ValueError(f"{type(self).__name__}: rows differ between columns: {lengths}")
@@ -73,7 +75,9 @@ class Record:
     @classmethod
     def concat(cls, records: Sequence[Self]) -> Self:
         """Rows of all records, in order."""
-        return cls(**{f.name: _JOINERS[f.metadata["shape"]]([getattr(r, f.name) for r in records]) for f in fields(cls)})
+        return cls(
+            **{f.name: _JOINERS[f.metadata["shape"]]([getattr(r, f.name) for r in records]) for f in fields(cls)}
+        )
 
     def take(self, rows: Sequence[int] | np.ndarray) -> Self:
         """The given rows, in the given order."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import ray
 
 from t2ir1_ray import config as configuration
-from t2ir1_ray.config import ClusterConfig, Config
+from t2ir1_ray.config import ClusterConfig
 from t2ir1_ray.entry import run_entry
 from t2ir1_ray.errors import UserError
 
@@ -35,11 +35,15 @@ def main(arguments: Sequence[str]) -> None:
 def connect(cluster: ClusterConfig) -> None:
     """Join the configured Ray cluster, the one of RAY_ADDRESS, or start a local one (dashboard on loopback)."""
     address = cluster.address or os.environ.get("RAY_ADDRESS")
-    local = {} if address else {
-        "include_dashboard": cluster.dashboard,
-        "dashboard_host": "127.0.0.1",
-        "object_store_memory": int(cluster.object_store_gb * 2**30) if cluster.object_store_gb else None,
-    }
+    local = (
+        {}
+        if address
+        else {
+            "include_dashboard": cluster.dashboard,
+            "dashboard_host": "127.0.0.1",
+            "object_store_memory": int(cluster.object_store_gb * 2**30) if cluster.object_store_gb else None,
+        }
+    )
     try:
         context = ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
     except (ConnectionError, RuntimeError, ValueError) as error:

@@ -6,11 +6,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-from pathlib import Path  # noqa: E402
+from pathlib import Path
 
-import pytest  # noqa: E402
+import pytest
 
-from t2ir1_ray.cpu_stack import register  # noqa: E402
+from t2ir1_ray.cpu_stack import register
 
 register()  # also before the package is installed; a no-op otherwise
 

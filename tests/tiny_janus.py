@@ -62,7 +62,9 @@ def tiny_config(layers: int = 2, hidden: int = 64, kv_heads: int = 1) -> JanusCo
         projection_dim=hidden,
         image_token_embed_dim=hidden,
     )
-    return JanusConfig(text_config=text, vision_config=vision, vq_config=vq, image_token_id=6, tie_word_embeddings=False)
+    return JanusConfig(
+        text_config=text, vision_config=vision, vq_config=vq, image_token_id=6, tie_word_embeddings=False
+    )
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

@@ -19,7 +19,12 @@ ROWS = [
         "spatial_info": {"obj1": "car", "obj2": "zebra", "locality": "below"},
         "task_type": "spatial",
     },
-    {"prompt": "three red cups", "nouns": ["cup"], "numeracy_info": [{"obj_name": "cup", "num": 3}], "task_type": "numeracy"},
+    {
+        "prompt": "three red cups",
+        "nouns": ["cup"],
+        "numeracy_info": [{"obj_name": "cup", "num": 3}],
+        "task_type": "numeracy",
+    },
     {"prompt": "a {brace} <begin_of_image> ünïcode ✓", "nouns": [], "attr_nouns": ["a b"], "task_type": "color"},
     {"prompt": "no nouns at all", "nouns": None, "attr_nouns": None, "task_type": "non", "prompt_id": "mine"},
 ]

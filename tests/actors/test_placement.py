@@ -1,0 +1,49 @@
+"""The layout of bundles: nothing overcommitted, fractions never straddle GPUs."""
+
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors.placement import Role, plan, roles
+from t2ir1_ray import config
+
+ROLES = st.lists(
+    st.builds(
+        Role,
+        st.uuids().map(str),
+        st.integers(1, 4),
+        st.sampled_from([0.1, 1.0, 2.0]),
+        st.sampled_from([0.0, 0.1, 0.25, 0.3, 0.5, 0.75, 1.0, 2.0]),
+    ),
+    max_size=6,
+)
+
+
+@given(ROLES)
+def test_every_actor_has_a_bundle_that_holds_it(wanted: list[Role]) -> None:
+    layout = plan(wanted)
+    used_gpu = [0.0] * len(layout.bundles)
+    used_cpu = [0.0] * len(layout.bundles)
+    for role in wanted:
+        for index in range(role.count):
+            bundle = layout.bundle_of[role.name, index]
+            used_gpu[bundle] += role.num_gpus
+            used_cpu[bundle] += role.num_cpus
+    for bundle, gpu, cpu in zip(layout.bundles, used_gpu, used_cpu, strict=True):
+        assert gpu <= bundle.get("GPU", 0) + 1e-6
+        assert math.isclose(cpu, bundle["CPU"], abs_tol=1e-3)
+        assert float(bundle.get("GPU", 0)).is_integer()
+
+
+def test_eight_three_quarters_take_eight_gpus() -> None:
+    layout = plan([Role("a", 8, 1, 0.75)])
+    assert [bundle["GPU"] for bundle in layout.bundles] == [1.0] * 8
+
+
+def test_the_7b_recipe_fits_eight_gpus_and_the_shapes_two_cores() -> None:
+    big = plan(roles(config.load("janus_pro_7b")))
+    assert math.fsum(bundle.get("GPU", 0) for bundle in big.bundles) == 8
+    small = plan(roles(config.load("shapes")))
+    assert math.fsum(bundle["CPU"] for bundle in small.bundles) <= 2
+    assert not any("GPU" in bundle for bundle in small.bundles)
