@@ -1,7 +1,7 @@
 """The semantic-CoT: vLLM inside this process writes plans.
 
-vLLM reads its switches from the environment when it is imported: set those of `engine_environment` first, in a Ray actor
-through the runtime environment, in a script before the import of this module.
+vLLM reads its switches from the environment when it is imported: set those of `engine_environment` first, in a Ray
+actor through the runtime environment, in a script before the import of this module.
 """
 
 import gc

@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Weights:
-    """Policy version `version`: the trained parameters under transformers' names, as byte arrays that Ray does not copy."""
+    """Policy version `version`: the trained parameters (transformers' names) as byte arrays that Ray does not copy."""
 
     version: int
     buffers: dict[str, np.ndarray]  # uint8, row-major

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -31,6 +32,17 @@ def resolve_checkpoint(path: str, field: str) -> Path:
     except (OfflineModeIsEnabled, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{field}: {path} is no folder here and cannot be had from the hub ({reason})") from None
+
+
+def read_config(folder: Path, field: str) -> dict[str, Any]:
+    """The checkpoint's `config.json`. Raises UserError if it is no JSON object."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except ValueError:
+        config = None
+    if not isinstance(config, dict):
+        raise UserError(f"{field}: {folder / 'config.json'} is no JSON object: download the checkpoint again")
+    return config
 
 
 def read_tensors(folder: Path, field: str) -> dict[str, Tensor]:

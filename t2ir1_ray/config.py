@@ -209,7 +209,7 @@ def _merge(base: DictConfig, update: DictConfig, source: str) -> DictConfig:
 
 
 def _nearest(base: DictConfig, key: str) -> str:
-    known = [path for path in _paths(base)]
+    known = _paths(base)
     leaf = key.rsplit(".", 1)[-1]
     close = difflib.get_close_matches(key, known, 1) or [k for k in known if k.rsplit(".", 1)[-1] == leaf][:1]
     close = close or [k for k in known if difflib.get_close_matches(leaf, [k.rsplit(".", 1)[-1]], 1)][:1]

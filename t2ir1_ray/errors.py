@@ -2,8 +2,8 @@
 
 
 class UserError(Exception):
-    """Bad input: configuration, data, checkpoint or resources. One line that names field, value and mend; exit code 2."""
+    """Bad configuration, data, checkpoint or resources. One line that names field, value and mend; exit code 2."""
 
 
 class RunError(Exception):
-    """A run that could not go on (a dead process, a timeout, a non-finite reward). One line; exit code 1."""
+    """A run that could not go on (a dead process, a timeout, a non-finite reward). One line, exit code 1."""

@@ -7,7 +7,6 @@ One text model (Llama) serves both levels of chain of thought: `lm_head` gives t
 - DeepSeek's original layout (`model_type: multi_modality`), e.g. `deepseek-ai/Janus-Pro-7B`, see `janus_layout.py`.
 """
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, JanusConfig, JanusForConditionalGeneration, PreTrainedTokenizerBase
 
 from t2ir1_ray import janus_layout
-from t2ir1_ray.checkpoints import read_tensors, resolve_checkpoint
+from t2ir1_ray.checkpoints import read_config, read_tensors, resolve_checkpoint
 from t2ir1_ray.config import PolicyConfig
 from t2ir1_ray.errors import UserError
 
@@ -72,7 +71,7 @@ class PromptFormat:
 
 def load_config(path: str) -> JanusConfig:
     """Model configuration of either layout, with untied embeddings (see the tie trap in `janus_layout.hf_config`)."""
-    raw = json.loads((resolve_checkpoint(path, "policy.path") / "config.json").read_text())
+    raw = read_config(resolve_checkpoint(path, "policy.path"), "policy.path")
     if raw.get("model_type") == "multi_modality":
         return janus_layout.hf_config(raw)
     if raw.get("model_type") != "janus":

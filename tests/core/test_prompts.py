@@ -60,7 +60,7 @@ BAD_LINES = {
     b'{"prompt": "x", "task_type": "color", "nouns": "car"}': "nouns",
     b'{"prompt": "x", "task_type": "spatial", "spatial_info": {"obj1": "a"}}': "spatial_info",
     b'{"prompt": "x", "task_type": "numeracy", "numeracy_info": [{"obj_name": "a", "num": "2"}]}': "numeracy_info",
-    b'{"prompt": "x", "task_type": "numeracy", "numeracy_info": [{"obj_name": "a", "num": 99999999999}]}': "numeracy_info",
+    b'{"prompt": "x", "task_type": "numeracy", "numeracy_info": [{"obj_name": "a", "num": 9999999999}]}': "integer",
     b'{"prompt": "' + b"x" * MAX_LINE_BYTES + b'", "task_type": "color"}': "longer than",
     b"[" * 100_000: "JSON",
 }

@@ -1,0 +1,106 @@
+"""The whole system on the shipped shapes world: real Ray, vLLM, DeepSpeed, experts, Arrow, TensorBoard."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoTokenizer, JanusForConditionalGeneration
+
+from t2ir1_ray import config
+from t2ir1_ray.trainer import train
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
+STEPS = 3
+KEYS = {
+    *("step", "policy_version", "loss", "kl", "reward/mean", "reward/hps", "reward/git", "reward/zero_std_groups"),
+    *("time/step_s", "time/rollout_s", "time/score_s", "time/learn_s", "time/publish_s", "rollout/images_per_s"),
+    *("mismatch/semantic_kl", "staleness"),
+}
+
+
+def run(folder: Path, *overrides: str) -> list[dict[str, Any]]:
+    """Train a few steps and return the lines of metrics.jsonl."""
+    defaults = [f"train.steps={STEPS}", "eval.count=24", "data.prompts_per_step=4", "rollout.prompts_per_call=2"]
+    train(config.load("shapes", [*defaults, *overrides]), folder)
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_metrics(left: list[dict[str, Any]], right: list[dict[str, Any]], tolerance: float) -> None:
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        timeless = {key for key in a if not key.startswith("time/") and key != "rollout/images_per_s"}
+        assert timeless <= b.keys()
+        for key in timeless:
+            assert a[key] == pytest.approx(b[key], rel=tolerance, abs=tolerance), (a["step"], key)
+
+
+@pytest.fixture(scope="module")
+def first(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    return folder, run(folder)
+
+
+def test_the_run_folder_holds_what_a_person_looks_for(first: tuple[Path, list[dict[str, Any]]]) -> None:
+    folder, metrics = first
+    assert [line["step"] for line in metrics] == list(range(STEPS + 1))
+    assert metrics[0]["heldout/accuracy"] > 0
+    assert "heldout/accuracy" in metrics[-1]
+    for line in metrics[1:]:
+        assert line.keys() >= KEYS
+        assert all(math.isfinite(value) for value in line.values())
+        assert line["policy_version"] == line["step"]
+        assert line["staleness"] == 0
+
+    assert config.load(str(folder / "config.yaml")).train.steps == STEPS
+    board = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("reward/mean")] == [1, 2, 3]
+    assert board.Images("samples")
+    dump = pq.read_table(folder / "rollouts" / "step_000002.parquet")
+    assert len(dump) == 4 * 8
+    assert dump["image"][0].as_py().startswith(b"\x89PNG")
+    assert dump["reward"].to_numpy().mean() == pytest.approx(metrics[2]["reward/mean"], rel=1e-5)
+
+
+def test_sampling_and_learning_see_the_same_policy(first: tuple[Path, list[dict[str, Any]]]) -> None:
+    """vLLM's and the decoder's log-probs equal the learner's, after every update: the step's ratio is 1."""
+    for line in first[1][1:]:
+        for segment in ("semantic", "image"):
+            assert line[f"mismatch/{segment}_max"] < 1e-4, line["step"]
+            assert line[f"mismatch/{segment}_kl"] < 1e-6
+    assert first[1][1]["kl"] == pytest.approx(0.0, abs=1e-6)
+    assert first[1][3]["kl"] > 1e-6
+
+
+def test_the_last_checkpoint_is_the_trained_policy_in_plain_transformers(
+    first: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    folder = first[0] / "checkpoints" / f"step_{STEPS:06d}"
+    trained = JanusForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict()
+    base = JanusForConditionalGeneration.from_pretrained(config.load().policy.path, dtype=torch.float32).state_dict()
+    assert trained.keys() == base.keys()
+    changed = {name for name in base if not torch.equal(base[name], trained[name])}
+    assert "lm_head.weight" in changed
+    assert all(name.startswith(("model.language_model.", "lm_head.")) for name in changed)
+    assert AutoTokenizer.from_pretrained(folder)("a red circle")["input_ids"]
+
+
+def test_the_same_seed_gives_the_same_metrics(first: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
+    assert_same_metrics(first[1], run(tmp_path / "again"), tolerance=0.0)
+
+
+def test_a_second_rollout_actor_changes_nothing(first: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
+    assert_same_metrics(first[1], run(tmp_path / "two", "rollout.actors=2"), tolerance=0.0)
+
+
+def test_a_second_learner_rank_changes_nothing(first: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
+    assert_same_metrics(first[1], run(tmp_path / "ranks", "learner.ranks=2"), tolerance=1e-5)
+
+
+def test_another_seed_gives_other_metrics(first: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
+    other = run(tmp_path / "seed", "train.seed=1", "train.steps=1", "eval.every=0")
+    assert other[0]["reward/mean"] != first[1][1]["reward/mean"]
