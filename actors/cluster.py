@@ -131,19 +131,32 @@ class Cluster:
         connected = [learner.connect.remote(host, port) for learner in self.learners]
         for rank, ref in enumerate(connected):
             wait_for(ref, f"learner {rank}", "connect", timeout)
+        if self.config.rollout.weight_transfer == "nccl":
+            host, port = wait_for(self.learners[0].address.remote(), "learner 0", "start", timeout)
+            args = (host, port, self.rollouts.actors, timeout)
+            joined = [learner.join_transfer.remote(*args) for learner in self.learners]
+            for rank, ref in enumerate(joined):
+                wait_for(ref, f"learner {rank}", "join the weight transfer", timeout)
 
     def publish(self, version: int) -> None:
-        """Hand the learner's parameters to every rollout actor as `version`, each confirming version and checksum."""
+        """Hand the learner's parameters to every rollout actor as `version`, each confirming version and digest."""
         timeout = self.config.cluster.call_timeout_s
-        packed = [learner.publish.options(num_returns=2).remote(version) for learner in self.learners]
-        weights, digest = packed[0]
-        expected = (version, wait_for(digest, "learner 0", f"publish version {version}", timeout))
-        loads = [actor.load.remote(weights) for actor in self.rollouts.actors]
-        for index, ref in enumerate(loads):
+        what = f"publish version {version}"
+        if self.config.rollout.weight_transfer == "nccl":
+            sent = [learner.send.remote(version) for learner in self.learners]
+            digest = [wait_for(ref, f"learner {rank}", what, timeout) for rank, ref in enumerate(sent)][0]
+            confirmations = [actor.confirm.remote() for actor in self.rollouts.actors]
+            self.weights = []
+        else:
+            packed = [learner.publish.options(num_returns=2).remote(version) for learner in self.learners]
+            digest = wait_for(packed[0][1], "learner 0", what, timeout)
+            self.weights = [packed[0][0]]
+            confirmations = [actor.load.remote(self.weights[0]) for actor in self.rollouts.actors]
+        for index, ref in enumerate(confirmations):
             confirmed = wait_for(ref, f"rollout {index}", f"load version {version}", timeout)
-            if tuple(confirmed) != expected:
-                raise RunError(f"rollout {index}: confirmed weights {confirmed}, published were {expected}")
-        self.version, self.weights = version, [weights]
+            if tuple(confirmed) != (version, digest):
+                raise RunError(f"rollout {index}: took in weights {confirmed}, published were {(version, digest)}")
+        self.version = version
 
     def sample(
         self, prompts: pa.Table, sampling: Sampling, prompts_per_call: int

@@ -1,6 +1,7 @@
 """LearnerActor: one DeepSpeed rank in a Ray actor, and the packing of new policy versions."""
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from learner.rank import LearnerRank
@@ -10,7 +11,7 @@ from t2ir1_ray.config import LearnerConfig, PolicyConfig
 
 
 class LearnerActor:
-    """Every method that ranks run together (`connect`, `step`, `publish`, `export`) must be called on all of them."""
+    """What ranks do together (`connect`, `step`, `publish`, `send`, `export`) must be called on all of them."""
 
     def __init__(
         self,
@@ -39,6 +40,16 @@ class LearnerActor:
         if state is None:
             return None, None
         return Weights.pack(version, state), checksum(state)
+
+    def join_transfer(self, host: str, port: int, actors: list[Any], timeout_s: float) -> None:
+        """Open the NCCL transfer to the rollout actors."""
+        from actors.nccl_transfer import NcclSender  # imports the sending side of vLLM's transfer: on request only
+
+        self.sender = NcclSender(self.rank, host, port, actors, timeout_s)
+
+    def send(self, version: int) -> str:
+        """Publish over NCCL; returns the digest on rank 0."""
+        return self.sender.send(version)
 
     def export(self, folder: str) -> None:
         """Write the policy as a checkpoint that plain transformers loads."""

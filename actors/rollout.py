@@ -11,9 +11,10 @@ import ray
 import torch
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from actors.weights import Weights, checksum
+from actors.weights import Weights
 from t2ir1_ray import policy as janus
 from t2ir1_ray.config import PolicyConfig, RolloutConfig
+from t2ir1_ray.errors import RunError
 from t2ir1_ray.schema import PROMPT_SCHEMA, Rollouts
 
 
@@ -52,32 +53,47 @@ class RolloutActor:
             max_new=policy.max_plan_tokens,
             max_sequences=rollout.max_sequences,
             kv_cache_gb=rollout.kv_cache_gb,
+            nccl_transfer=rollout.weight_transfer == "nccl",
         )
         self.decoder = ImageDecoder(self.engine.trunk, self.format.pad_id, num_tokens)
         self.version: int | None = None  # no policy until the first push
         self._load_frozen(policy.path, config)
 
     def load(self, weights: Weights) -> tuple[int, str]:
-        """Replace the trained parameters; returns version and checksum of what arrived, as the confirmation."""
-        state = weights.unpack()
-        digest = checksum(state)
-        self.engine.load(state)
-        norm = "model.language_model.norm.weight"
-        if not torch.equal(
-            self.engine.trunk.model.norm.weight.cpu(), state[norm].to(self.engine.trunk.model.norm.weight.dtype)
-        ):
-            raise RuntimeError(f"vLLM did not take over version {weights.version}: {norm} differs after loading")
+        """Replace the trained parameters; returns the version and the digest of what the model took in."""
+        digest = self.engine.load(weights.unpack())
         self.version = weights.version
         return self.version, digest
+
+    def join_transfer(self, init_info: dict[str, Any]) -> None:
+        self.engine.join_transfer(init_info)
+
+    def start_update(self, _: None) -> None:
+        self.engine.start_update()
+
+    def receive_update(self, update_info: dict[str, Any]) -> None:
+        self.engine.receive_update(update_info)
+
+    def finish_update(self, version: int) -> None:
+        self.digest = self.engine.finish_update()
+        self.version = version
+
+    def confirm(self) -> tuple[int | None, str]:
+        """Version and digest of the latest update over NCCL."""
+        return self.version, self.digest
 
     def generate(
         self, prompts: pa.Table, sampling: Sampling, version: int, weights: list[ray.ObjectRef]
     ) -> Iterator[pa.RecordBatch]:
         """`sampling.group_size` samples of every prompt under policy `version`, one `Rollouts` batch per prompt.
 
-        `weights`: one reference, read only if this actor does not hold `version` (it was restarted).
+        `weights`: one reference, read only if this actor does not hold `version` (it was restarted); empty with NCCL.
         """
         if self.version != version:
+            if not weights:
+                raise RunError(
+                    f"holds version {self.version} instead of {version}, and NCCL transfers cannot be replayed"
+                )
             self.load(ray.get(weights[0]))
         for group in self._sample(prompts.cast(PROMPT_SCHEMA).to_pylist(), sampling):
             yield group.to_arrow()

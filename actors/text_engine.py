@@ -8,16 +8,18 @@ import gc
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import JanusConfig
 from vllm import LLM, ModelRegistry, SamplingParams
+from vllm.config import WeightTransferConfig
 from vllm.distributed import cleanup_dist_env_and_memory
 
 from actors.vllm_model import ARCHITECTURE, JanusTrunk, write_engine_config
+from actors.weights import digest
 
 
 class Plan(NamedTuple):
@@ -31,9 +33,17 @@ class TextEngine:
     """Plans for prompts, one independently seeded sequence each."""
 
     def __init__(
-        self, config: JanusConfig, dtype: str, max_prompt: int, max_new: int, max_sequences: int, kv_cache_gb: float
+        self,
+        config: JanusConfig,
+        dtype: str,
+        max_prompt: int,
+        max_new: int,
+        max_sequences: int,
+        kv_cache_gb: float,
+        nccl_transfer: bool = False,
     ):
-        """`max_prompt`, `max_new`: tokens of a prompt and of a plan; `kv_cache_gb`: GiB taken for the KV cache."""
+        """`max_prompt`, `max_new`: tokens of a prompt and of a plan; `kv_cache_gb`: GiB taken for the KV cache;
+        `nccl_transfer`: updates come over NCCL instead of `load`."""
         cpu = not torch.cuda.is_available()
         ModelRegistry.register_model(ARCHITECTURE, JanusTrunk)
         length = max_prompt + max_new
@@ -54,6 +64,7 @@ class TextEngine:
                 enforce_eager=cpu,
                 enable_prefix_caching=True,
                 disable_log_stats=True,
+                weight_transfer_config=WeightTransferConfig(backend="nccl") if nccl_transfer else None,
                 # A seeded request that is prefilled in chunks fails on the CPU.
                 **({"block_size": 32, "enable_chunked_prefill": False} if cpu else {}),
             )
@@ -64,11 +75,32 @@ class TextEngine:
         """The module tree inside the engine. Modules keep their identity over `load`, their tensors may not."""
         return self._llm.llm_engine.model_executor.driver_worker.worker.model_runner.get_model()
 
-    def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Replace the given parameters (transformers' names of Janus) and forget every cached prefix."""
+    def load(self, weights: Mapping[str, Tensor]) -> str:
+        """Replace the given parameters (transformers' names of Janus); returns the digest of what the model took in."""
+        self.trunk.received.clear()
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
+        return self._forget_prefixes()
+
+    def join_transfer(self, init_info: dict[str, Any]) -> None:
+        """Enter the NCCL group of weight transfers (`nccl_transfer.py`)."""
+        self._llm.init_weight_transfer_engine({"init_info": init_info})
+
+    def start_update(self) -> None:
+        self.trunk.received.clear()
+        self._llm.start_weight_update()
+
+    def receive_update(self, update_info: dict[str, Any]) -> None:
+        self._llm.update_weights({"update_info": update_info})
+
+    def finish_update(self) -> str:
+        """End an update over NCCL; returns the digest of what the model took in."""
+        self._llm.finish_weight_update()
+        return self._forget_prefixes()
+
+    def _forget_prefixes(self) -> str:
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM kept its prefix cache: plans would come from old weights")
+        return digest(self.trunk.received)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], temperature: float, eos_id: int

@@ -5,7 +5,7 @@ modules for the image tokens.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAEAlignerMLP, JanusVQVAEHead
 from vllm.config import VllmConfig
 from vllm.model_executor.models.llama import LlamaForCausalLM
+
+from actors.weights import fingerprint
 
 ARCHITECTURE = "JanusTrunk"
 _PREFIXES = {"model.language_model.": "model.", "lm_head.": "lm_head.", "model.generation_": "generation_"}
@@ -28,15 +30,18 @@ class JanusTrunk(LlamaForCausalLM):
         self.generation_embeddings = nn.Embedding(vq.num_embeddings, vq.embed_dim)
         self.generation_aligner = JanusVQVAEAlignerMLP(vq)
         self.generation_head = JanusVQVAEHead(vq)
+        self.received: dict[str, str] = {}  # fingerprints of what the latest update brought, by transformers' names
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Accepts transformers' names of the whole Janus model and keeps what it has modules for."""
-        return super().load_weights(
-            (new + name.removeprefix(old), tensor)
-            for name, tensor in weights
-            for old, new in _PREFIXES.items()
-            if name.startswith(old)
-        )
+        return super().load_weights(self._renamed(weights))
+
+    def _renamed(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in weights:
+            self.received[name] = fingerprint(tensor)
+            for old, new in _PREFIXES.items():
+                if name.startswith(old):
+                    yield new + name.removeprefix(old), tensor
 
 
 def write_engine_config(config: JanusConfig, folder: Path) -> None:

@@ -40,17 +40,23 @@ class Weights:
             }
 
 
-def checksum(state: Mapping[str, Tensor]) -> str:
-    """64-bit digest of names, shapes, dtypes and contents: equal states give equal digests, on any device.
+def fingerprint(tensor: Tensor) -> str:
+    """Shape, dtype and two sums of the raw words, plain and weighted by position, on the tensor's own device.
 
-    Contents enter as sums of the raw words, plain and weighted by position: as fast as memory, unlike a cryptographic
-    hash, and enough to notice a stale, partial or permuted transfer.
+    As fast as memory, unlike a cryptographic hash, and enough to notice a stale, partial or permuted transfer.
     """
-    digest = hashlib.blake2b(digest_size=8)
-    for name in sorted(state):
-        tensor = state[name].detach().contiguous()
-        words = tensor.view(-1).view(torch.int16 if tensor.element_size() == 2 else torch.int32).long()
-        ramp = torch.arange(words.numel(), device=words.device) % 65521 + 1
-        sums = int(words.sum()), int((words * ramp).sum())
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {sums}".encode())
-    return digest.hexdigest()
+    flat = tensor.detach().contiguous().view(-1)
+    words = flat.view(torch.int16 if flat.element_size() == 2 else torch.int32).long()
+    ramp = torch.arange(words.numel(), device=words.device) % 65521 + 1
+    return f"{tuple(tensor.shape)} {tensor.dtype} {int(words.sum())} {int((words * ramp).sum())}"
+
+
+def digest(fingerprints: Mapping[str, str]) -> str:
+    """64-bit digest of a state, from the fingerprints of its tensors by name."""
+    text = "\n".join(f"{name} {fingerprints[name]}" for name in sorted(fingerprints))
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def checksum(state: Mapping[str, Tensor]) -> str:
+    """Digest of names, shapes, dtypes and contents: equal states give equal digests, on any device."""
+    return digest({name: fingerprint(tensor) for name, tensor in state.items()})
