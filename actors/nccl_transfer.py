@@ -10,12 +10,12 @@ from typing import Any
 
 import ray
 import torch
-from learner.rank import LearnerRank
 from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
 from vllm.distributed.weight_transfer.base import ParamMeta, TrainerWeightTransferEngine, WeightSource
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
 from actors.weights import digest, fingerprint
+from learner.rank import LearnerRank
 
 
 class RolloutClient:

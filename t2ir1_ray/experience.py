@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from learner.bicot_grpo import ragged_advantages, token_weights
 
 from actors.cluster import ScoredGroup
+from learner.bicot_grpo import ragged_advantages, token_weights
 from rewards.base import ExpertScores
 from rewards.ensemble import combine, insight
 from t2ir1_ray.config import Config
@@ -43,9 +43,9 @@ def assemble(groups: Sequence[ScoredGroup], config: Config) -> Experience:
     rewards, usable = combine(scores, weights, config.reward.combine, index)
     counts = np.bincount(index, weights=usable, minlength=len(groups))
     keep = usable & (counts >= config.reward.min_group_size)[index]
-    spread = np.array(
-        [np.ptp(rewards[keep & (index == g)], initial=0.0) if counts[g] else 0.0 for g in range(len(groups))]
-    )
+    spread = np.zeros(len(groups))
+    for g in np.unique(index[keep]):
+        spread[g] = np.ptp(rewards[keep & (index == g)])
     kept_groups = np.unique(index[keep])
     zero_variance = float(np.mean(spread[kept_groups] == 0.0)) if len(kept_groups) else 0.0
     if config.learner.zero_variance == "filter":

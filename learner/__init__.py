@@ -1,0 +1,1 @@
+"""Gradients: BiCoT-GRPO as pure functions, log-probs of both segments, micro-batches, and the DeepSpeed rank."""

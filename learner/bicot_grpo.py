@@ -1,0 +1,136 @@
+"""BiCoT-GRPO (arXiv 2505.00703, section 3.3): advantages and losses as pure functions of tensors.
+
+Both levels of a sample share one advantage: the plan's tokens up to the first end token, and all image tokens. What
+differs from textbook GRPO, as in the official code: no clipping acts (one update per batch, the ratio's value is 1),
+and the mean runs over all tokens of a group, plans and images together.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class PolicyLoss(NamedTuple):
+    """loss, kl: scalars, token means over unmasked positions. per_token: (N, L) before masking and averaging."""
+
+    loss: Tensor
+    kl: Tensor
+    per_token: Tensor
+
+
+def group_advantages(rewards: Tensor, group_size: int, eps: float = 1e-4) -> Tensor:
+    """(r - mean) / (std + eps) inside groups of consecutive samples, unbiased std. rewards: (N,) -> (N,)."""
+    groups = rewards.view(-1, group_size)
+    centred = groups - groups.mean(1, keepdim=True)
+    return (centred / (groups.std(1, keepdim=True) + eps)).view(-1)
+
+
+def ragged_advantages(rewards: np.ndarray, group: np.ndarray, std: bool = True, eps: float = 1e-4) -> np.ndarray:
+    """`group_advantages` where groups have lost samples. rewards: (N,); group: (N,) group numbers -> (N,) float32.
+
+    A group of equal rewards gets exactly 0, where float32 rounding divided by eps would leave up to 0.005.
+    `std=False`: no division, as in Dr.GRPO (arXiv 2503.20783).
+    """
+    advantages = np.zeros(len(rewards), np.float64)
+    for number in np.unique(group):
+        members = group == number
+        values = rewards[members].astype(np.float64)
+        if np.ptp(values) > 0:
+            centred = values - values.mean()
+            advantages[members] = centred / (values.std(ddof=1) + eps) if std else centred
+    return advantages.astype(np.float32)
+
+
+def completion_mask(completion_ids: Tensor, eos_token_id: int) -> Tensor:
+    """(N, L) ids -> (N, L) int64 ones up to and including the first end token; all ones in a row without one."""
+    is_eos = (completion_ids == eos_token_id).long()
+    return (is_eos.cumsum(1) - is_eos == 0).long()
+
+
+def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: str = "k3") -> Tensor:
+    """Per-token estimate of KL(policy || reference): k1 = -d, k2 = d^2 / 2, k3 = exp(d) - d - 1 with d = ref - policy.
+
+    Source: J. Schulman, "Approximating KL divergence"; k3 is the official one.
+    """
+    difference = ref_logprobs - logprobs
+    if kind == "k1":
+        return -difference
+    if kind == "k2":
+        return difference.square() / 2
+    return difference.exp() - difference - 1
+
+
+def token_losses(
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    advantages: Tensor,
+    beta: float,
+    old_logprobs: Tensor | None = None,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    kl: str = "k3",
+) -> tuple[Tensor, Tensor]:
+    """(loss, kl) of every token: -min(ratio A, clip(ratio) A) + beta * kl. All arguments broadcast against logprobs.
+
+    `old_logprobs=None`: on-policy, the ratio is 1 in value and carries the gradient.
+    """
+    ratio = (logprobs - (logprobs.detach() if old_logprobs is None else old_logprobs)).exp()
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    gain = ratio * advantages if old_logprobs is None else torch.minimum(ratio * advantages, clipped * advantages)
+    divergence = kl_estimate(logprobs, ref_logprobs, kl)
+    return beta * divergence - gain, divergence
+
+
+def policy_loss(
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    beta: float,
+    old_logprobs: Tensor | None = None,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    kl: str = "k3",
+) -> PolicyLoss:
+    """Loss of a whole batch in one piece, averaged over its tokens as the official trainer does per process.
+
+    logprobs, ref_logprobs, mask, old_logprobs: (N, L), both segments side by side; advantages: (N,).
+    """
+    per_token, divergence = token_losses(
+        logprobs, ref_logprobs, advantages[:, None], beta, old_logprobs, clip_low, clip_high, kl
+    )
+    count = mask.sum()
+    return PolicyLoss(_masked_sum(per_token, mask) / count, _masked_sum(divergence, mask) / count, per_token)
+
+
+def _masked_sum(values: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask.bool(), values, 0.0).sum()
+
+
+def token_weights(
+    semantic_lengths: np.ndarray,
+    image_lengths: np.ndarray,
+    group: np.ndarray,
+    average: str = "group",
+    semantic_weight: float = 1.0,
+    image_weight: float = 1.0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What each token of each sample weighs in the batch's loss, so that loss = sum of weight * token loss.
+
+    With the averaging inside the weights, any split into micro-batches and ranks gives the same gradient.
+    average: "group" token mean per prompt group, then mean of groups (official); "token" one mean over all tokens
+        (DAPO, arXiv 2503.14476); "sequence" token mean per sample, then mean of samples (GRPO, arXiv 2402.03300).
+    All arrays (N,); returns (semantic, image), each (N,) float32.
+    """
+    lengths = (semantic_lengths + image_lengths).astype(np.float64)
+    if average == "group":
+        _, inverse = np.unique(group, return_inverse=True)
+        tokens = np.bincount(inverse, weights=lengths)
+        base = 1 / (tokens[inverse] * len(tokens))
+    elif average == "token":
+        base = np.full(len(lengths), 1 / lengths.sum())
+    else:
+        base = 1 / (lengths * len(lengths))
+    return (base * semantic_weight).astype(np.float32), (base * image_weight).astype(np.float32)

@@ -1,0 +1,124 @@
+"""What every expert shares: the protocol, the record of scores, and the loop in which one bad image hurts no other.
+
+A sample ends in one of three states. `ok`: it has a finite score. `na`: the expert does not apply to this prompt, which
+holds for the whole group and therefore cancels in the advantage. `failed`: this one image could not be read, so the
+sample is dropped from its group. Anything else that goes wrong (a score that is not finite, a device error) is raised:
+a broken reward must stop the step rather than train on noise.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from PIL import Image
+
+from t2ir1_ray.errors import RunError
+
+Row = Mapping[str, Any]
+"""One prompt with the T2I-R1 fields: prompt, task_type, nouns, attr_nouns, spatial_info, numeracy_info."""
+
+Status = Literal["ok", "na", "failed"]
+
+Images = np.ndarray | Sequence[Any]
+"""(N, H, W, 3) uint8, or one item per sample: an (H, W, 3) uint8 array of any size, or the bytes of an image file."""
+
+
+class NonFiniteScore(RunError):
+    """An expert produced NaN or infinity. The message names the expert and the sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertScores:
+    """Scores of one expert for N samples.
+
+    scores: (N,) float32, NaN unless the status is "ok".
+    status: N times "ok", "na" or "failed".
+    errors: N times None, or for a failed sample one line saying why.
+    """
+
+    scores: np.ndarray
+    status: list[str]
+    errors: list[str | None]
+
+    def __len__(self) -> int:
+        return len(self.status)
+
+
+class Expert(Protocol):
+    """A frozen reward model. `score` is deterministic, and a sample's score does not depend on its batch mates."""
+
+    name: str
+    value_range: tuple[float, float]
+
+    def applies_to(self, row: Row) -> bool:
+        """Whether the expert has an opinion on this prompt."""
+        ...
+
+    def score(self, images: Images, rows: Sequence[Row]) -> ExpertScores:
+        """Score image i against prompt row i."""
+        ...
+
+
+def read_image(item: Any) -> np.ndarray:
+    """One image as (H, W, 3) uint8. Raises ValueError with one line if it cannot be read."""
+    if isinstance(item, (bytes, bytearray, memoryview)):
+        try:
+            return np.asarray(Image.open(io.BytesIO(item)).convert("RGB"))
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what PIL raises for broken files
+            raise ValueError(f"not a readable image file: {error}") from None
+    if not isinstance(item, np.ndarray):
+        raise ValueError(f"expected a uint8 array or the bytes of an image file, got {type(item).__name__}")
+    if item.dtype != np.uint8 or item.ndim != 3 or item.shape[-1] != 3 or 0 in item.shape:
+        raise ValueError(f"expected an image of shape (H, W, 3) uint8, got {item.shape} {item.dtype}")
+    return item
+
+
+def score_in_batches(
+    name: str,
+    images: Images,
+    rows: Sequence[Row],
+    applies_to: Callable[[Row], bool],
+    score_batch: Callable[[list[np.ndarray], list[Row]], np.ndarray],
+    batch_size: int,
+) -> ExpertScores:
+    """Run `score_batch` over the samples that apply and can be read; mark the others "na" or "failed".
+
+    score_batch: takes up to `batch_size` images and their rows and returns one float each.
+    Raises ValueError if images and rows differ in number, NonFiniteScore if a score is NaN or infinite.
+    """
+    if len(images) != len(rows):
+        raise ValueError(f"{name}: {len(images)} images for {len(rows)} prompts")
+    scores = np.full(len(rows), np.nan, np.float32)
+    status: list[str] = ["na"] * len(rows)
+    errors: list[str | None] = [None] * len(rows)
+    readable: dict[int, np.ndarray] = {}
+    for index, (item, row) in enumerate(zip(images, rows, strict=True)):
+        if not applies_to(row):
+            continue
+        try:
+            readable[index] = read_image(item)
+        except ValueError as error:
+            status[index], errors[index] = "failed", str(error)
+
+    indices = list(readable)
+    for start in range(0, len(indices), batch_size):
+        batch = indices[start : start + batch_size]
+        values = np.asarray(score_batch([readable[i] for i in batch], [rows[i] for i in batch]), np.float32)
+        if not np.isfinite(values).all():
+            bad = batch[int(np.flatnonzero(~np.isfinite(values))[0])]
+            prompt = rows[bad].get("prompt")
+            raise NonFiniteScore(f"{name}: score of sample {bad} is not finite (prompt {prompt!r})")
+        scores[batch] = values
+        for index in batch:
+            status[index] = "ok"
+    return ExpertScores(scores, status, errors)
+
+
+def index_of_each(values: Sequence[Any]) -> tuple[list[Any], list[int]]:
+    """The distinct values in order of first appearance, and for every value its position among them."""
+    position = {value: index for index, value in enumerate(dict.fromkeys(values))}
+    return list(position), [position[value] for value in values]

@@ -1,0 +1,55 @@
+"""Which experts exist, and how one is opened. Importing this module loads no model library."""
+
+from __future__ import annotations
+
+import pickle
+from importlib import import_module
+from typing import Any
+
+from safetensors import SafetensorError
+
+from rewards.base import Expert
+from t2ir1_ray.errors import UserError
+
+EXPERTS = {
+    "hps": "rewards.hps.HpsExpert",
+    "git": "rewards.git.GitExpert",
+    "blip": "rewards.blip.BlipExpert",
+    "grounding_dino": "rewards.grounding_dino.GroundingDinoExpert",
+    "yolo_world": "rewards.yolo_world.YoloWorldExpert",
+    "orm": "rewards.orm.OrmExpert",
+}
+"""Kind of expert -> class. A class takes (path, device, dtype, **options) and documents its options."""
+
+BAD_CHECKPOINT = (
+    OSError,
+    ImportError,
+    KeyError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+    SafetensorError,
+    pickle.UnpicklingError,
+)
+"""What the model libraries raise on a bad checkpoint or option; here it becomes one line that names the expert."""
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def load_expert(kind: str, path: str, device: str = "cpu", dtype: str = "float32", **options: Any) -> Expert:
+    """Open one expert from a checkpoint folder or file (or a model hub id, fetched only because it was named).
+
+    kind: a key of EXPERTS. dtype: "float32", "bfloat16" or "float16". options: keyword arguments of the expert's class.
+    Raises UserError with one line if the kind, the options or the checkpoint are wrong.
+    """
+    if kind not in EXPERTS:
+        raise UserError(f"expert kind: {kind!r} is unknown: choose one of {', '.join(EXPERTS)}")
+    if dtype not in DTYPES:
+        raise UserError(f"expert dtype: {dtype!r} is unknown: choose one of {', '.join(DTYPES)}")
+    module, _, class_name = EXPERTS[kind].rpartition(".")
+    try:
+        expert_class = getattr(import_module(module), class_name)
+        return expert_class(path, device=device, dtype=dtype, **options)
+    except BAD_CHECKPOINT as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"expert {kind}: {path}: {reason}") from error

@@ -1,0 +1,80 @@
+"""GIT as a visual question answering expert: is each object of the prompt in the image?
+
+Paper: arXiv 2205.14100. Weights: `microsoft/git-large-vqav2`. The protocol is T2I-R1's: for every object the text
+"[CLS] {object}?" without [SEP], and p(yes) / (p(yes) + p(no)) at the next position; the score is the mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoTokenizer, GitForCausalLM
+
+from rewards import vqa
+from rewards.base import ExpertScores, Images, Row, score_in_batches
+from rewards.checkpoint import checkpoint_path, load_pretrained
+
+
+class GitExpert:
+    """Share of the prompt's objects that GIT sees, in 0..1. Does not apply to spatial and numeracy prompts."""
+
+    name = "git"
+    value_range = (0.0, 1.0)
+
+    def __init__(self, path: str, device: str = "cpu", dtype: str = "float32", batch_size: int = 16) -> None:
+        path = checkpoint_path(path)
+        self.model = load_pretrained(GitForCausalLM, path, device, dtype)
+        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        # The official numbers come from PIL's resampling; the torchvision backend's differ slightly.
+        self.image_processor = AutoImageProcessor.from_pretrained(path, backend="pil")
+        self.yes_no = vqa.yes_no_ids(self.tokenizer)
+        self.device, self.dtype, self.batch_size = device, getattr(torch, dtype), batch_size
+
+    def applies_to(self, row: Row) -> bool:
+        return vqa.applies_to(row)
+
+    def score(self, images: Images, rows: Sequence[Row]) -> ExpertScores:
+        return score_in_batches(self.name, images, rows, self.applies_to, self._score_batch, self.batch_size)
+
+    def _score_batch(self, images: list[np.ndarray], rows: list[Row]) -> np.ndarray:
+        objects = [vqa.objects_of(row) for row in rows]
+        scores = np.ones(len(rows), np.float32)  # officially nothing to ask means nothing is wrong
+        asked = [index for index, names in enumerate(objects) if names]
+        if asked:
+            answers = self.ask([images[i] for i in asked], [[f"{name}?" for name in objects[i]] for i in asked])
+            scores[asked] = [answer.mean().item() for answer in answers]
+        return scores
+
+    @torch.inference_mode()
+    def ask(self, images: list[np.ndarray], questions: list[list[str]]) -> list[Tensor]:
+        """p(yes) for every question of every image, each image encoded once; no image may go without a question."""
+        most = max(map(len, questions))
+        # GIT tiles the image features over the text rows, so row r sees image r % N: rows go question by question.
+        # An image with fewer questions repeats its first one.
+        rows = [own[k] if k < len(own) else own[0] for k in range(most) for own in questions]
+        input_ids, mask, last = self._encode(rows)
+        pixels = self.image_processor(images=images, return_tensors="pt").pixel_values
+        logits = self.model(
+            pixel_values=pixels.to(self.device, self.dtype),
+            input_ids=input_ids,
+            attention_mask=mask,
+            use_cache=False,
+            logits_to_keep=input_ids.shape[1],
+        ).logits
+        answer = vqa.yes_probability(logits[torch.arange(len(rows)), last], self.yes_no).view(most, len(images)).cpu()
+        return [answer[: len(own), index] for index, own in enumerate(questions)]
+
+    def _encode(self, questions: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Right-padded ids (R, L), mask (R, L) and the position of each last token (R,)."""
+        texts = self.tokenizer(questions, add_special_tokens=False).input_ids
+        limit = self.model.config.max_position_embeddings - 1
+        encoded = [torch.tensor([self.tokenizer.cls_token_id, *ids[:limit]]) for ids in texts]
+        lengths = torch.tensor([len(ids) for ids in encoded], device=self.device)
+        input_ids = torch.nn.utils.rnn.pad_sequence(
+            encoded, batch_first=True, padding_value=self.tokenizer.pad_token_id
+        ).to(self.device)
+        mask = (torch.arange(input_ids.shape[1], device=self.device) < lengths[:, None]).long()
+        return input_ids, mask, lengths - 1

@@ -1,0 +1,129 @@
+"""The loss against the official code's numbers, and properties that hold for any input."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from learner.bicot_grpo import (
+    completion_mask,
+    group_advantages,
+    kl_estimate,
+    policy_loss,
+    ragged_advantages,
+    token_losses,
+    token_weights,
+)
+from learner.logprobs import token_logprobs
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def cases(kind: str) -> list[Any]:
+    return [pytest.param(c, id=str(c["id"])) for c in json.loads((GOLDEN / f"{kind}_public.json").read_text())["cases"]]
+
+
+@pytest.mark.parametrize("case", cases("loss"))
+def test_loss_equals_the_official_one(case: dict[str, Any]) -> None:
+    expected = case["expected"]
+    per_plan, group = case["images_per_completion"], case["num_generations"] * case["images_per_completion"]
+    semantic = torch.tensor(case["semantic_policy_logps"], requires_grad=True)
+    image = torch.tensor(case["image_policy_logps"], requires_grad=True)
+    mask = completion_mask(torch.tensor(case["completion_ids"]), case["eos_token_id"])
+    assert mask.tolist() == expected["semantic_mask"]
+
+    rewards = torch.tensor(case["rewards"]).sum(1)
+    advantages = group_advantages(rewards, group)
+    torch.testing.assert_close(advantages, torch.tensor(expected["advantages"]), rtol=1e-4, atol=1e-5)
+    side_by_side = [
+        torch.cat([text.repeat_interleave(per_plan, 0), drawn], 1)
+        for text, drawn in (
+            (semantic, image),
+            (torch.tensor(case["semantic_ref_logps"]), torch.tensor(case["image_ref_logps"])),
+            (mask, torch.ones_like(image, dtype=torch.long)),
+        )
+    ]
+    policy, reference, both = side_by_side
+    result = policy_loss(policy, reference, advantages, both, case["beta"])
+    result.loss.backward()
+    for found, name in ((result.loss, "loss"), (result.kl, "mean_kl")):
+        torch.testing.assert_close(found.detach(), torch.tensor(expected[name]), rtol=1e-4, atol=1e-5)
+    kept = both.bool()
+    torch.testing.assert_close(
+        result.per_token.detach()[kept], torch.tensor(expected["per_token_loss"])[kept], rtol=1e-4, atol=1e-5
+    )
+    for found, name in ((semantic, "grad_semantic_policy_logps"), (image, "grad_image_policy_logps")):
+        torch.testing.assert_close(found.grad, torch.tensor(expected[name]), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("case", cases("logprob"))
+def test_logprobs_equal_the_official_ones(case: dict[str, Any]) -> None:
+    start = case["prompt_length"]
+    logits = torch.tensor(case["logits"])[:, start - 1 : -1]
+    ids = torch.tensor(case["image_ids"]) if case["segment"] == "image" else torch.tensor(case["ids"])[:, start:]
+    expected = torch.tensor(case["expected"]["completion_logps"])
+    torch.testing.assert_close(token_logprobs(logits, ids), expected, rtol=1e-5, atol=1e-4)
+
+
+REWARDS = hnp.arrays(np.float32, st.integers(2, 24), elements=st.floats(-4, 4, width=32))
+
+
+@given(REWARDS, st.data())
+def test_advantages_of_a_group_sum_to_zero_and_ignore_a_constant(rewards: np.ndarray, data: st.DataObject) -> None:
+    group = data.draw(hnp.arrays(np.int64, len(rewards), elements=st.integers(0, 3)))
+    advantages = ragged_advantages(rewards, group)
+    for number in np.unique(group):
+        assert abs(advantages[group == number].sum()) < 1e-3
+    quarters = (rewards * 4).round() / 4
+    shifted = quarters + group.astype(np.float32)
+    np.testing.assert_allclose(ragged_advantages(shifted, group), ragged_advantages(quarters, group), atol=1e-5)
+    order = data.draw(st.permutations(range(len(rewards))))
+    np.testing.assert_allclose(ragged_advantages(rewards[order], group[order]), advantages[order], atol=1e-6)
+
+
+@given(hnp.arrays(np.float32, (3, 4), elements=st.floats(-4, 4, width=32)))
+def test_ragged_advantages_equal_the_official_ones_on_whole_groups(rewards: np.ndarray) -> None:
+    rewards = rewards.round(2)
+    ragged = ragged_advantages(rewards.ravel(), np.repeat(np.arange(3), 4))
+    official = group_advantages(torch.from_numpy(rewards.ravel()), 4).numpy()
+    spread = np.repeat(np.ptp(rewards, axis=1) > 0, 4)
+    np.testing.assert_allclose(ragged[spread], official[spread], atol=0.02, rtol=1e-2)
+    assert not ragged[~spread].any()
+
+
+@given(
+    hnp.arrays(np.int64, 6, elements=st.integers(1, 50)),
+    st.sampled_from(["group", "token", "sequence"]),
+    st.integers(1, 20),
+)
+def test_token_weights_add_up_to_one(lengths: np.ndarray, average: str, image: int) -> None:
+    group = np.array([0, 0, 1, 1, 1, 2])
+    semantic, drawn = token_weights(lengths, np.full(6, image), group, average)
+    assert (semantic * lengths + drawn * image).sum() == pytest.approx(1, rel=1e-5)
+    if average == "group":
+        for number in range(3):
+            members = group == number
+            share = (semantic * lengths + drawn * image)[members].sum()
+            assert share == pytest.approx(1 / 3, rel=1e-5)
+
+
+def test_kl_estimates_by_hand() -> None:
+    policy, reference = torch.tensor([0.0]), torch.tensor([0.5])
+    assert kl_estimate(policy, reference, "k1").item() == pytest.approx(-0.5)
+    assert kl_estimate(policy, reference, "k2").item() == pytest.approx(0.125)
+    assert kl_estimate(policy, reference, "k3").item() == pytest.approx(np.exp(0.5) - 1.5)
+
+
+def test_clipping_bounds_the_gain_and_stops_the_gradient() -> None:
+    logprobs = torch.log(torch.tensor([2.0, 2.0, 0.5, 1.0])).requires_grad_()
+    advantages = torch.tensor([1.0, -1.0, 1.0, 1.0])
+    losses, _ = token_losses(logprobs, logprobs.detach(), advantages, 0.0, torch.zeros(4), 0.2, 0.3)
+    assert losses.tolist() == pytest.approx([-1.3, 2.0, -0.5, -1.0])
+    losses.sum().backward()
+    assert logprobs.grad.tolist() == pytest.approx([0.0, 2.0, -0.5, -1.0])
