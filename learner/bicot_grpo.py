@@ -59,7 +59,7 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: str = "k3") -> Ten
         return -difference
     if kind == "k2":
         return difference.square() / 2
-    return difference.exp() - difference - 1
+    return difference.expm1() - difference
 
 
 def token_losses(

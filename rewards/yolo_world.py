@@ -1,8 +1,8 @@
 """YOLO-World as the object-detector expert, through the optional package ultralytics (AGPL-3.0; extra `yolo`).
 
-Paper: arXiv 2401.17270. Weights: `yolov8x-worldv2.pt`, whose text features come from CLIP `ViT-B-32-quickgelu` (OpenAI).
-The package's own `set_classes` is never called, as it installs software and downloads weights: text features are
-computed here with open_clip and handed to the network.
+Paper: arXiv 2401.17270. Weights: `yolov8x-worldv2.pt`, with text features of CLIP `ViT-B-32-quickgelu` (OpenAI). The
+package's own `set_classes` is never called, as it installs software and downloads weights: text features are computed
+here with open_clip and handed to the network.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class YoloWorldExpert(DetectorExpert):
         box_threshold: float = 0.3,
         batch_size: int = 16,
     ) -> None:
-        """path: an ultralytics `.pt` file, with `text_path` naming the weights of its CLIP; or a folder with config.json
-        (the network's `model` and its `image_size`), model.safetensors, and the CLIP in open_clip's layout in `text`."""
+        """path: an ultralytics `.pt` file, `text_path` being the weights of its CLIP; or a folder with config.json (the
+        network's `model` and its `image_size`), model.safetensors, and the CLIP in open_clip's layout in `text`."""
         super().__init__(compat, directions, box_threshold, batch_size)
         file = Path(checkpoint_path(path))
         if file.is_dir():
@@ -158,6 +158,6 @@ def load_network_folder(folder: Path) -> tuple[torch.nn.Module, int]:
     if not (folder / "config.json").is_file():
         raise UserError(f"expert path: {folder} has no config.json: give a .pt file or a folder with one")
     config = json.loads((folder / "config.json").read_text())
-    net = WorldModel(config["model"], verbose=False)
+    net = WorldModel(config["model"], nc=config["model"]["nc"], verbose=False)
     net.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
     return net, config["image_size"]

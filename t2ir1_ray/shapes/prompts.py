@@ -212,6 +212,8 @@ def is_held_out(requirement: Requirement) -> bool:
     return hashlib.blake2b(requirement.canonical().encode(), digest_size=4).digest()[0] % 5 == 0
 
 
+_TRIES_FOR_A_NEW_SENTENCE = 50
+
 # --- rows -----------------------------------------------------------------------------------------------------------
 
 
@@ -231,16 +233,24 @@ def row(requirement: Requirement, task_type: str) -> dict[str, Any]:
 
 
 def sample_rows(count: int, seed: int, held_out: bool) -> list[dict[str, Any]]:
-    """`count` rows with different sentences, task types in turn, from one side of the split."""
+    """`count` rows from one side of the split, task types in turn.
+
+    Some types have few sentences (`object` has 80 in all). Theirs repeat once they have run out, so that every type
+    keeps its eighth of the rows.
+    """
     rng = random.Random(seed)
-    rows: dict[str, dict[str, Any]] = {}
-    tries = 0
-    while len(rows) < count:
-        task_type = TASK_TYPES[tries % len(TASK_TYPES)]
-        tries += 1
+    rows: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    for index in range(count):
+        task_type = TASK_TYPES[index % len(TASK_TYPES)]
         record = row(sample_requirement(rng, task_type, held_out), task_type)
-        rows.setdefault(record["prompt"], record)
-    return list(rows.values())
+        for _ in range(_TRIES_FOR_A_NEW_SENTENCE):
+            if record["prompt"] not in seen:
+                break
+            record = row(sample_requirement(rng, task_type, held_out), task_type)
+        seen.add(record["prompt"])
+        rows.append(record)
+    return rows
 
 
 def prompts_of(rows: Sequence[dict[str, Any]]) -> list[str]:

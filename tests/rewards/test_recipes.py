@@ -1,4 +1,4 @@
-"""The recipes of the shapes world's experts: their pure parts, and that a short run writes a folder the loader opens."""
+"""Recipes of the shapes experts: their pure parts, and that a short run writes a folder the loader opens."""
 
 import random
 from itertools import permutations
