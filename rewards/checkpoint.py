@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from t2ir1_ray.errors import UserError
 
@@ -29,6 +30,7 @@ def load_pretrained(model_class: Any, path: str, device: str, dtype: str, **kwar
     Raises UserError if the checkpoint lacks a weight of the model or has one of another shape. Weights that the model
     does not know are ignored, as transformers does: published checkpoints carry old buffers.
     """
+    disable_progress_bar()
     model, report = model_class.from_pretrained(path, dtype=getattr(torch, dtype), output_loading_info=True, **kwargs)
     for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
         if report.get(problem):

@@ -13,7 +13,6 @@ from torch import Tensor
 from rewards.checkpoint import checkpoint_path
 from t2ir1_ray.errors import UserError
 
-PRECISION = {"float32": "fp32", "bfloat16": "pure_bf16", "float16": "pure_fp16"}
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 Tokenize = Callable[[Sequence[str]], Tensor]
@@ -26,7 +25,10 @@ def load_clip(path: str, arch: str, device: str, dtype: str) -> tuple[torch.nn.M
         (open_clip_config.json, open_clip_model.safetensors, tokenizer files), which says its architecture itself.
     """
     weights, architecture = _locate(checkpoint_path(path), arch)
-    model = open_clip.create_model(architecture, load_weights=False, precision=PRECISION[dtype], device=device)
+    config = open_clip.get_model_config(architecture)
+    if config is None:
+        raise UserError(f"expert arch: {arch!r} is not known to open_clip: see open_clip.list_models()")
+    model = open_clip.CLIP(**config).to(device, getattr(torch, dtype))
     model.load_state_dict(load_state_dict(weights, weights_only=True), strict=True)
     return model.requires_grad_(False).eval(), open_clip.get_tokenizer(architecture)
 

@@ -54,7 +54,7 @@ class HpsExpert:
 
         This is the preprocessing of the hpsv2 package; open_clip's default crops instead.
         """
-        pixels = torch.cat([resize_longest(torch.from_numpy(one).to(self.device), self.size) for one in images])
+        pixels = torch.cat([resize_longest(torch.tensor(one, device=self.device), self.size) for one in images])
         return (pixels - self.mean) / self.std
 
 

@@ -212,9 +212,9 @@ def is_held_out(requirement: Requirement) -> bool:
     return hashlib.blake2b(requirement.canonical().encode(), digest_size=4).digest()[0] % 5 == 0
 
 
-_TRIES_FOR_A_NEW_SENTENCE = 50
-
 # --- rows -----------------------------------------------------------------------------------------------------------
+
+_TRIES_FOR_A_NEW_SENTENCE = 50
 
 
 def row(requirement: Requirement, task_type: str) -> dict[str, Any]:
