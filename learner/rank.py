@@ -1,7 +1,7 @@
 """LearnerRank: one data-parallel rank of the policy under DeepSpeed ZeRO.
 
 The averaging of the loss is in the batch's token weights, so micro-batches and ranks only add up. Every rank runs the
-same number of passes (ZeRO-3 gathers parameters together): a rank that has fewer repeats one with weight zero.
+same passes (ZeRO-3 gathers parameters together): a rank that has fewer repeats one with weight zero.
 """
 
 import logging
@@ -116,16 +116,15 @@ class LearnerRank:
             data.image_ids,
             self.config.tokens_per_batch,
         )
-        passes = int(self._reduce({"passes": float(len(work))}, dist.ReduceOp.MAX)["passes"])
         sums: dict[str, float] = defaultdict(float)
         peaks: dict[str, float] = defaultdict(float)
-        for index in range(passes):
-            segment = work[min(index, len(work) - 1)]
+        schedule = self._schedule(work)
+        for index, (segment, counts) in enumerate(schedule):
             values = self.engine(segment)
-            loss = self._loss(data, segment, values, on_policy, sums, peaks) if index < len(work) else None
-            self.engine.set_gradient_accumulation_boundary(index == passes - 1)
             # DeepSpeed averages gradients over ranks; the weights already hold the mean over the whole batch.
-            self.engine.backward(values.logprobs.sum() * 0.0 if loss is None else loss * self.world_size)
+            loss = self._loss(data, segment, values, on_policy, sums, peaks) * self.world_size if counts else None
+            self.engine.set_gradient_accumulation_boundary(index == len(schedule) - 1)
+            self.engine.backward(values.logprobs.sum() * 0.0 if loss is None else loss)
             self.engine.step()
         padded = sum(segment.padded_tokens for segment in work)
         sums |= {"padded": float(padded), "tokens": float(sum(segment.tokens for segment in work))}
@@ -160,6 +159,20 @@ class LearnerRank:
     def _trainable(self) -> list[tuple[str, nn.Parameter]]:
         named = self.engine.module.janus.named_parameters()
         return [(name, parameter) for name, parameter in named if parameter.requires_grad]
+
+    def _schedule(self, work: list[Segment]) -> list[tuple[Segment, bool]]:
+        """(segment, whether it counts) of every pass: plans, then images, as many of each on every rank.
+
+        Under ZeRO-3 ranks gather parameters together, and plans and images use different heads.
+        """
+        plans = [segment for segment in work if not segment.image]
+        images = [segment for segment in work if segment.image]
+        most = self._reduce({"plans": float(len(plans)), "images": float(len(images))}, dist.ReduceOp.MAX)
+        return [
+            (mine[min(index, len(mine) - 1)], index < len(mine))
+            for mine, passes in ((plans, most["plans"]), (images, most["images"]))
+            for index in range(int(passes))
+        ]
 
     def _loss(
         self,

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,10 +56,11 @@ class Journal:
         self.config = config
         try:
             run.mkdir(parents=True, exist_ok=True)
-            if (run / "metrics.jsonl").exists():
+            metrics = run / "metrics.jsonl"
+            if metrics.exists() and metrics.stat().st_size:
                 raise UserError(f"journal.name: {run} holds a run already: choose another name or remove the folder")
             configuration.save(config, run / "config.yaml")
-            self._metrics = (run / "metrics.jsonl").open("w")
+            self._metrics = metrics.open("w")
             for folder in ("tensorboard", "rollouts", "checkpoints"):
                 (run / folder).mkdir(exist_ok=True)
         except OSError as error:
@@ -138,8 +140,6 @@ def image_grid(experience: Experience, groups: int = 4, tile: int = 120, text: i
 
 
 def _wrap(text: str, width: int, lines: int) -> str:
-    import textwrap
-
     return "\n".join(textwrap.wrap(text, width)[:lines])
 
 

@@ -1,4 +1,4 @@
-"""What the base policy really draws for held-out prompts, with the exact verdicts: the set that experts are measured on."""
+"""What the base policy really draws for held-out prompts, with the exact verdicts: experts are measured on this."""
 
 from pathlib import Path
 from typing import Any

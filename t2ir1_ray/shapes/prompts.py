@@ -73,7 +73,7 @@ class Requirement:
 
 
 def related(relation: str, first: Item, second: Item) -> bool:
-    """Whether `first` stands in the relation to `second`: the dominant axis decides, next to means direct neighbours."""
+    """Whether `first` stands in the relation to `second`. The dominant axis decides; next to: direct neighbours."""
     right, down = second.col - first.col, second.row - first.row
     match relation:
         case "on the left of":
@@ -218,7 +218,7 @@ _TRIES_FOR_A_NEW_SENTENCE = 50
 
 
 def row(requirement: Requirement, task_type: str) -> dict[str, Any]:
-    """The prompt's record in the T2I-R1 JSON Lines layout, its nouns as a detector or a VQA model is to look for them."""
+    """The prompt's record in the T2I-R1 JSON Lines layout, its nouns as a detector or a VQA model looks for them."""
     names = list(dict.fromkeys(noun.name for noun in requirement.nouns))
     record: dict[str, Any] = {"prompt": sentence(requirement), "task_type": task_type, "nouns": names}
     if task_type in ("color", "shape", "texture", "complex"):

@@ -2,7 +2,7 @@
 
 A scene is a handful of small objects on a 3 x 3 grid. An image has 24 x 24 pixels, a cell 8 x 8, an object 7 x 7. Every
 object has a texture, a colour and a shape. `render` and `read_scene` are inverse to each other, and so are `write_plan`
-and `parse_plan`: the semantic plan of a scene is text such as `dotted yellow circle lower right, blue ring upper center.`
+and `parse_plan`: the semantic plan of a scene is text like `dotted yellow circle lower right, blue ring upper center.`
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ Scene = tuple[Item, ...]
 
 @dataclass(frozen=True)
 class Reading:
-    """What `read_scene` saw: the objects in row-major order, and the cells that show neither an object nor background."""
+    """What `read_scene` saw: the objects in row-major order, and the cells that are neither object nor background."""
 
     items: Scene
     unknown: tuple[tuple[int, int], ...] = ()

@@ -9,6 +9,7 @@ from PIL import Image
 from rewards import EXPERTS, NonFiniteScore, load_expert
 from rewards.base import read_image, score_in_batches
 from t2ir1_ray.errors import UserError
+from tests.rewards.tiny_experts import ROWS, random_images
 
 
 def mean_red(images, rows):
@@ -73,6 +74,27 @@ def test_an_empty_folder_is_no_checkpoint(kind, tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("kind", sorted(set(EXPERTS) - {"yolo_world"}))
+def test_a_hub_id_that_cannot_be_had_is_one_line(kind):
+    with pytest.raises(UserError, match="nobody/nothing") as error:
+        load_expert(kind, "nobody/nothing")
+    assert "\n" not in str(error.value)
+
+
 def test_an_unknown_option_is_named(git_folder):
     with pytest.raises(UserError, match="tempreature"):
         load_expert("git", str(git_folder), tempreature=1)
+
+
+@pytest.mark.parametrize("kind", ["hps", "git", "blip", "orm", "grounding_dino"])
+@pytest.mark.filterwarnings("error:The given NumPy array is not writable")
+def test_read_only_views_of_arrow_memory_are_scored(kind, request):
+    images = random_images(2)
+    images.setflags(write=False)
+    expert = load_expert(kind, str(request.getfixturevalue(f"{kind}_folder")))
+    assert expert.name == kind
+    result = expert.score(images, ROWS[:2])
+    low, high = expert.value_range
+    assert result.status == ["ok", "ok"]
+    assert (low <= result.scores).all()
+    assert (result.scores <= high).all()

@@ -1,0 +1,127 @@
+"""The shapes policy: its tokenizer, its image tokenizer, its recipe, and the base that is shipped."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, JanusForConditionalGeneration
+from transformers.models.janus.modeling_janus import JanusVQVAE
+
+from t2ir1_ray.config import SHIPPED, PolicyConfig
+from t2ir1_ray.policy import PromptFormat
+from t2ir1_ray.shapes import train_vq
+from t2ir1_ray.shapes.prompts import TASK_TYPES, prompts_of, sample_requirement, sample_rows, sample_scene, sentence
+from t2ir1_ray.shapes.sample import accuracy, sample
+from t2ir1_ray.shapes.tokenizer import policy_tokenizer
+from t2ir1_ray.shapes.train_policy import lessons, train_policy
+from t2ir1_ray.shapes.world import parse_plan, render, write_plan
+
+TOKENIZER = policy_tokenizer()
+FORM = PromptFormat(TOKENIZER, PolicyConfig(path=""))
+POLICY = Path(str(SHIPPED)) / "policy"
+
+
+@pytest.fixture(scope="module")
+def untrained_vq() -> JanusVQVAE:
+    return train_vq.train_vq(hidden=128, seed=0, steps=2)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(TASK_TYPES))
+def test_every_word_is_known_and_a_decoded_plan_is_still_a_plan(seed: int, task: str) -> None:
+    rng = random.Random(seed)
+    requirement = sample_requirement(rng, task)
+    scene = sample_scene(requirement, rng)
+    plan_ids = TOKENIZER(write_plan(scene), add_special_tokens=False)["input_ids"]
+    decoded = FORM.plan_text([*plan_ids, FORM.eos_id])
+    assert parse_plan(decoded) == scene
+    image_prompt = FORM.image_prompt_ids(sentence(requirement), decoded)
+    assert image_prompt == FORM.image_prompt_ids(sentence(requirement), write_plan(scene))
+    assert TOKENIZER.unk_token_id not in [*FORM.plan_prompt_ids(sentence(requirement)), *image_prompt]
+
+
+def test_the_tokenizer_survives_its_folder(tmp_path: Path) -> None:
+    TOKENIZER.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert loaded.get_vocab() == TOKENIZER.get_vocab()
+    assert (loaded.bos_token, loaded.eos_token) == ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>")
+    assert loaded("User: a red ring")["input_ids"] == TOKENIZER("User: a red ring")["input_ids"]
+
+
+def test_straight_through_hands_the_gradient_to_the_latents() -> None:
+    latents = torch.nn.functional.normalize(torch.randn(5, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    latents.requires_grad_()
+    codebook = torch.randn(16, 8, generator=torch.Generator().manual_seed(1))
+    quantized, _, codes = train_vq.straight_through(latents, codebook)
+    quantized.sum().backward()
+    assert torch.allclose(latents.grad, torch.ones_like(latents))
+    assert torch.allclose(quantized, torch.nn.functional.normalize(codebook, dim=-1)[codes], atol=1e-6)
+
+
+def test_merging_joins_only_close_codes_and_keeps_the_most_used() -> None:
+    codebook = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]), dim=-1)
+    merged = train_vq.merge_codes(codebook, usage=torch.tensor([1.0, 5.0, 2.0]))
+    assert torch.equal(merged, codebook[[1, 1, 2]])
+
+
+def test_content_classes_tell_every_quarter_of_every_object() -> None:
+    rng = random.Random(0)
+    scene = train_vq.random_scene(rng, 2)
+    classes = train_vq.content_classes([scene, ()]).view(2, 6, 6)
+    assert (classes[1] == 0).all()
+    for item in scene:
+        quarters = classes[0, 2 * item.row : 2 * item.row + 2, 2 * item.col : 2 * item.col + 2]
+        assert len(quarters.unique()) == 4
+        assert (quarters > 0).all()
+    assert (classes[0] > 0).sum() == 8
+
+
+def test_lessons_have_the_mistakes_and_the_rows_that_the_recipe_says(untrained_vq: JanusVQVAE) -> None:
+    found = lessons(FORM, untrained_vq, random.Random(0), 800)
+    padded = [lesson.image_prompt for lesson in found if FORM.pad_id in lesson.image_prompt]
+    assert 0.06 < len(padded) / len(found) < 0.14
+    assert all(set(row[1:-1]) == {FORM.pad_id} and row[-1] == FORM.boi_id for row in padded)
+    assert all(lesson.plan[-1] == FORM.eos_id and parse_plan(FORM.plan_text(lesson.plan)) for lesson in found)
+    assert {tuple(lesson.codes.shape) for lesson in found} == {(36,)}
+
+
+def test_the_recipes_are_deterministic_and_write_a_plain_transformers_folder(
+    tmp_path: Path, untrained_vq: JanusVQVAE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("t2ir1_ray.shapes.train_policy.SAMPLES", 64)
+    again = train_vq.train_vq(hidden=128, seed=0, steps=2)
+    for name, tensor in untrained_vq.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+    for run in ("first", "second"):
+        train_policy(untrained_vq, tmp_path / run, seed=1, steps=2)
+    first, second = (load_file(tmp_path / run / "model.safetensors") for run in ("first", "second"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    _, report = JanusForConditionalGeneration.from_pretrained(tmp_path / "first", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["mismatched_keys"]
+
+
+@pytest.fixture(scope="module")
+def base() -> JanusForConditionalGeneration:
+    """The shipped policy through plain transformers, nothing of this project."""
+    return JanusForConditionalGeneration.from_pretrained(POLICY, dtype=torch.float32).eval()
+
+
+def test_the_shipped_image_tokenizer_draws_what_it_is_shown(base: JanusForConditionalGeneration) -> None:
+    assert train_vq.reconstruction_quality(base.model.vqmodel, 200)["vq_reconstructions_exact"] >= 0.95
+    empty = train_vq.encode(base.model.vqmodel, [render(())])
+    assert np.array_equal(train_vq.decode(base.model.vqmodel, empty)[0].round(-1), render(()).round(-1))
+
+
+@pytest.mark.slow
+def test_the_shipped_base_is_right_often_but_leaves_room(base: JanusForConditionalGeneration) -> None:
+    form = PromptFormat(AutoTokenizer.from_pretrained(POLICY), PolicyConfig(path=str(POLICY)))
+    prompts = prompts_of(sample_rows(384, seed=3, held_out=True))
+    found = accuracy(prompts, sample(base, form, prompts, temperature=1.0, seed=0))
+    assert 0.30 <= found["accuracy"] <= 0.55  # about 0.35 to 0.50, and two standard errors of 0.025
+    assert found["plan"] > found["accuracy"]
