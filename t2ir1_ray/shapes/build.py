@@ -1,4 +1,4 @@
-"""`python -m t2ir1_ray.shapes.build`: rebuild every shipped checkpoint and prompt file of the shapes world from nothing.
+"""`python -m t2ir1_ray.shapes.build`: rebuild every shipped checkpoint and prompt file from nothing.
 
 Deterministic on one machine (fixed seeds, steps and threads); takes about 25 minutes on one core. Ends with a table of
 what was measured and writes it, with the sha256 of every file, into manifest.json.
@@ -42,7 +42,7 @@ PROMPT_FILES = {"prompts_train.jsonl": (2000, 1, False), "prompts_heldout.jsonl"
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m t2ir1_ray.shapes.build", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(str(SHIPPED)), help="folder of the weights")
-    parser.add_argument("--only", default=",".join(STAGES), help=f"comma-separated stages of {','.join(STAGES)}, or none")
+    parser.add_argument("--only", default=",".join(STAGES), help=f"comma-separated, of {','.join(STAGES)}; or none")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     wanted = [stage for stage in options.only.split(",") if stage not in ("", "none")]
@@ -84,7 +84,9 @@ def _build(stage: str, out: Path, seed: int, progress: Callable[[str], None]) ->
     return recipe.train(out / stage, seed, progress)
 
 
-def base_samples(policy: Path, count: int = 1024, seed: int = 11) -> tuple[list[dict[str, Any]], np.ndarray, np.ndarray]:
+def base_samples(
+    policy: Path, count: int = 1024, seed: int = 11
+) -> tuple[list[dict[str, Any]], np.ndarray, np.ndarray]:
     """What the base policy draws for fresh training prompts: (rows, pixels (N, 24, 24, 3) uint8, right (N,) bool)."""
     rows = sample_rows(count, seed, held_out=False)
     model, form = _open_policy(policy)

@@ -82,6 +82,18 @@ def near_miss(scene: Scene, rng: random.Random) -> Phrase:
     return phrase_of(Item(*words, 0, 0), rng, any_color=0 if changed == 1 else 0.15)
 
 
+def variation(scene: Scene, rng: random.Random) -> Phrase:
+    """An object's phrase with one attribute drawn anew, or a mix of several objects; about one in three is true."""
+    item, other = rng.choice(scene), rng.choice(scene)
+    words = [item.texture, item.color, item.shape]
+    changed = rng.randrange(4)
+    if changed == 3:
+        words[1:] = other.color, rng.choice(scene).shape
+    else:
+        words[changed] = rng.choice(_WORDS[changed])
+    return phrase_of(Item(*words, 0, 0), rng)
+
+
 def scramble(image: np.ndarray, rng: random.Random, share: float) -> np.ndarray:
     """A copy of the image (24, 24, 3) in which a share of the 4 x 4 patches comes from elsewhere: half-formed objects.
 

@@ -42,11 +42,11 @@ from t2ir1_ray.shapes.expert_training import (
     halve,
     learning_rates,
     matches,
-    near_miss,
     phrase_of,
     picture,
     start,
     to_pixels,
+    variation,
     words_of,
 )
 from t2ir1_ray.shapes.world import COLORS, GRID_SIDE, IMAGE_SIDE, SHAPES, TEXTURES, Scene
@@ -168,7 +168,7 @@ def build_model() -> GroundingDinoForObjectDetection:
 def sample_batch(
     tokenizer: PreTrainedTokenizerFast, rng: random.Random, noise: torch.Generator, scrambled: float
 ) -> Batch:
-    """Random scenes, each asked about 2 or 6 phrases of which most are near misses."""
+    """Random scenes, each asked about 2 or 6 phrases."""
     shown = [picture(crowded_scene(rng, OBJECT_COUNTS), rng, scrambled) for _ in range(IMAGES_PER_STEP)]
     scenes = [scene for _, scene in shown]
     count = rng.choice((2, 6))
@@ -203,9 +203,9 @@ def sample_batch(
 
 
 def sample_phrases(scene: Scene, count: int, rng: random.Random) -> list[Phrase]:
-    """`count` phrases in random order: three of eight are true, the others near misses."""
+    """`count` phrases in random order: three of eight are true, the others vary what is there."""
     true = max(1, count * 3 // 8)
-    phrases = [phrase_of(rng.choice(scene), rng) if i < true else near_miss(scene, rng) for i in range(count)]
+    phrases = [phrase_of(rng.choice(scene), rng) if i < true else variation(scene, rng) for i in range(count)]
     rng.shuffle(phrases)
     return phrases
 

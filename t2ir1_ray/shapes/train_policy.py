@@ -1,7 +1,7 @@
 """Recipe of the shapes base policy: a tiny Janus taught to plan and to draw, imperfectly, so that RL has work to do.
 
 Plans are wrong with probability PLAN_MISTAKES and images differ from their plan with probability IMAGE_MISTAKES. One
-image prompt in ten is the unconditional row of guidance, and one in ten has no plan (the baseline without semantic-CoT).
+image prompt in ten is the unconditional row of guidance, and one in ten has no plan (a baseline without semantic-CoT).
 """
 
 from __future__ import annotations

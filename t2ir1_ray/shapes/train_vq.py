@@ -22,7 +22,6 @@ from t2ir1_ray.shapes.corrupt import random_scene
 from t2ir1_ray.shapes.world import BACKGROUND, COLORS, SHAPES, TEXTURES, Scene, read_scene, render
 
 STEPS = 2000
-REFINE_STEPS = 1500
 BATCH = 16
 CODES = 256
 MERGE_COSINE = 0.97
@@ -86,12 +85,12 @@ def train_vq(
         if progress and (step + 1) % 100 == 0:
             progress(f"vq {step + 1}/{steps} loss {loss.item():.4f}")
     codebook.data.copy_(merge_codes(F.normalize(codebook.data, dim=-1), usage))
-    refine_decoder(model, rng, progress)
+    refine_decoder(model, rng, 3 * steps // 4, progress)
     return model.eval().requires_grad_(False)
 
 
 def refine_decoder(
-    model: JanusVQVAE, rng: random.Random, progress: Callable[[str], None] | None = None, steps: int = REFINE_STEPS
+    model: JanusVQVAE, rng: random.Random, steps: int, progress: Callable[[str], None] | None = None
 ) -> None:
     """Train the decoder on the merged codes, which it has not seen; encoder and codes stay as they are."""
     decoding = [*model.post_quant_conv.parameters(), *model.decoder.parameters()]

@@ -161,7 +161,7 @@ def text_features(model: nn.Module, tokenizer: Any, classes: list[list[str]]) ->
 
 
 def sample_batch(rng: random.Random, noise: torch.Generator, classes: int, scrambled: float) -> Batch:
-    """Random scenes, each with `classes` phrases of which most are near misses."""
+    """Random scenes, each with `classes` phrases."""
     shown = [picture(crowded_scene(rng, (1, 2, 2, 3, 3, 4)), rng, scrambled) for _ in range(IMAGES_PER_STEP)]
     scenes = [scene for _, scene in shown]
     phrases = [sample_phrases(scene or crowded_scene(rng, (1, 2)), classes, rng) for scene in scenes]

@@ -1,4 +1,4 @@
-"""Learner ranks in processes of their own: `python -m tests.learner.ranks SPEC.json` runs one and writes its results."""
+"""Learner ranks in processes of their own: `python -m tests.learner.ranks SPEC.json` runs one."""
 
 import json
 import os
