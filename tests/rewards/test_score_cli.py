@@ -55,6 +55,7 @@ def test_bad_input_is_one_line_and_exit_code_2(change, message, inputs, git_fold
     assert not captured.out
 
 
+@pytest.mark.slow
 def test_the_command_runs_as_a_module(inputs, tmp_path):
     command = [sys.executable, "-m", "rewards.score", *arguments(*inputs, tmp_path / "nowhere")]
     result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})

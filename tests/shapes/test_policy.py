@@ -115,7 +115,8 @@ def base() -> JanusForConditionalGeneration:
 def test_the_shipped_image_tokenizer_draws_what_it_is_shown(base: JanusForConditionalGeneration) -> None:
     assert train_vq.reconstruction_quality(base.model.vqmodel, 200)["vq_reconstructions_exact"] >= 0.95
     empty = train_vq.encode(base.model.vqmodel, [render(())])
-    assert np.array_equal(train_vq.decode(base.model.vqmodel, empty)[0].round(-1), render(()).round(-1))
+    drawn = train_vq.decode(base.model.vqmodel, empty)[0].astype(int)
+    assert np.abs(drawn - render(())).max() <= 20
 
 
 @pytest.mark.slow
