@@ -94,12 +94,13 @@ def load_state_dict(path: str) -> dict[str, Tensor]:
     return tensors
 
 
-def load_model(path: str, dtype: str = "float32", device: str = "cpu") -> JanusForConditionalGeneration:
-    """The whole model in evaluation mode, every tensor from the checkpoint: missing or misshaped ones are an error."""
-    config = load_config(path)
+def checked_tensors(path: str, config: JanusConfig) -> dict[str, Tensor]:
+    """The checkpoint's tensors, exactly those that the model has. Raises UserError if one is missing or misshaped.
+
+    Tensors are mapped from the files, not read, so this is also the cheap check of a large checkpoint.
+    """
     with torch.device("meta"):
-        model = JanusForConditionalGeneration(config)
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        shapes = {name: tensor.shape for name, tensor in JanusForConditionalGeneration(config).state_dict().items()}
     tensors = {name: tensor for name, tensor in load_state_dict(path).items() if name in shapes}
     missing = sorted(shapes.keys() - tensors.keys())
     if missing:
@@ -110,8 +111,18 @@ def load_model(path: str, dtype: str = "float32", device: str = "cpu") -> JanusF
                 f"policy.path: {path} has {name} of shape {tuple(tensor.shape)}, its config.json says "
                 f"{tuple(shapes[name])}: weights and configuration are not of one model"
             )
+    return tensors
+
+
+def load_model(path: str, dtype: str = "float32", device: str = "cpu") -> JanusForConditionalGeneration:
+    """The whole model in evaluation mode, every tensor from the checkpoint."""
+    config = load_config(path)
     model = JanusForConditionalGeneration.from_pretrained(
-        None, config=config, state_dict=tensors, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+        None,
+        config=config,
+        state_dict=checked_tensors(path, config),
+        dtype=getattr(torch, dtype),
+        attn_implementation="sdpa",
     )
     return model.to(device).eval()
 

@@ -23,8 +23,11 @@ def main(arguments: Sequence[str]) -> None:
     config = configuration.load(options.config, options.overrides)
     name = config.journal.name or f"{Path(options.config).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
-    from t2ir1_ray.trainer import train  # after the configuration is known to be good: this import takes seconds
+    # After the configuration is known to be good: these imports take seconds.
+    from t2ir1_ray.policy import checked_tensors, load_config
+    from t2ir1_ray.trainer import train
 
+    checked_tensors(config.policy.path, load_config(config.policy.path))
     connect(config.cluster)
     try:
         train(config, Path(config.journal.root) / name)
