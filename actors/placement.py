@@ -90,10 +90,13 @@ def reserve(config: Config) -> Placement:
     wanted = roles(config)
     layout = plan(wanted)
     cluster = ray.cluster_resources()
-    for resource in ("CPU", "GPU"):
-        asked = math.fsum(bundle.get(resource, 0) for bundle in layout.bundles)
-        if asked > cluster.get(resource, 0) + 1e-6:
-            raise UserError(_table(wanted, layout, f"the cluster has too few {resource}s"))
+    lacking = [
+        resource
+        for resource in ("CPU", "GPU")
+        if math.fsum(bundle.get(resource, 0) for bundle in layout.bundles) > cluster.get(resource, 0) + 1e-6
+    ]
+    if lacking:
+        raise UserError(_table(wanted, layout, f"the cluster has too few {' and '.join(f'{r}s' for r in lacking)}"))
     group = placement_group(layout.bundles, strategy="PACK", name="t2ir1_ray")
     if not group.wait(config.cluster.place_timeout_s):
         remove_placement_group(group)

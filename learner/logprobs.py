@@ -35,7 +35,9 @@ def sequence_logprobs(model: nn.Module, segment: Segment, temperature: float = 1
     """
     device = model.lm_head.weight.device
     embed = model.get_input_embeddings()
-    prompts = [embed(torch.tensor(ids, dtype=torch.long, device=device)) for ids in segment.prompts]
+    # One call for all rows: under ZeRO-3 every module call gathers, so its number must not depend on the rows.
+    prompt_ids = torch.as_tensor(np.concatenate(segment.prompts), dtype=torch.long, device=device)
+    prompts = embed(prompt_ids).split([len(prompt) for prompt in segment.prompts])
     ids = torch.as_tensor(np.concatenate(segment.targets), dtype=torch.long, device=device)
     lengths = [len(target) for target in segment.targets]
     embedded = model.prepare_embeddings_for_image_generation(ids) if segment.image else embed(ids)
