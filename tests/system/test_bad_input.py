@@ -12,7 +12,7 @@ from t2ir1_ray import config
 pytestmark = pytest.mark.slow
 
 
-def command(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def command(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "t2ir1_ray.train", "cluster.dashboard=false", *arguments],
         capture_output=True,
@@ -66,7 +66,7 @@ def test_a_bad_checkpoint_is_refused_before_any_rollout(tmp_path: Path) -> None:
 
 
 def test_more_than_the_cluster_has_is_refused_with_a_table(tmp_path: Path) -> None:
-    result = command("rollout.num_gpus=1", "rollout.actors=3", f"journal.root={tmp_path}", timeout=60)
+    result = command("rollout.num_gpus=1", "rollout.actors=3", f"journal.root={tmp_path}", timeout=120)
     assert_refused(result, "too few", "GPUs", "rollout", "asked in total", "cluster has")
 
 
