@@ -1,8 +1,8 @@
-"""BiCoT-GRPO (arXiv 2505.00703, section 3.3): advantages and losses as pure functions of tensors.
+"""BiCoT-GRPO (T2I-R1, arXiv 2505.00703, section 3.3): advantages and losses as pure functions of tensors.
 
 Both levels of a sample share one advantage: the plan's tokens up to the first end token, and all image tokens. What
-differs from textbook GRPO, as in the official code: no clipping acts (one update per batch, the ratio's value is 1),
-and the mean runs over all tokens of a group, plans and images together.
+differs from textbook GRPO, as in the official code: the mean runs over all tokens of a group, plans and images
+together, and nothing is clipped in an on-policy update, where the ratio has the value 1 and carries the gradient.
 """
 
 from typing import NamedTuple
@@ -13,25 +13,36 @@ from torch import Tensor
 
 
 class PolicyLoss(NamedTuple):
-    """loss, kl: scalars, token means over unmasked positions. per_token: (N, L) before masking and averaging."""
+    """Loss of a whole batch. loss, kl: scalars, means over unmasked tokens. per_token: (N, L), zero where masked."""
 
     loss: Tensor
     kl: Tensor
     per_token: Tensor
 
 
+class TokenLosses(NamedTuple):
+    """Figures of single tokens, all of the log-probs' shape."""
+
+    loss: Tensor  # float, before masking and averaging
+    kl: Tensor  # float, estimate of KL(policy || reference)
+    clipped: Tensor  # bool, where clipping has cut the gain and with it the gradient
+
+
 def group_advantages(rewards: Tensor, group_size: int, eps: float = 1e-4) -> Tensor:
-    """(r - mean) / (std + eps) inside groups of consecutive samples, unbiased std. rewards: (N,) -> (N,)."""
-    groups = rewards.view(-1, group_size)
+    """(r - mean) / (std + eps) inside groups of consecutive samples, unbiased std. rewards: (N,) -> (N,).
+
+    Exactly 0 in a group of equal rewards, where float32 rounding divided by eps would leave up to 0.005.
+    """
+    groups = rewards.double().view(-1, group_size)
+    groups = groups - groups[:, :1]  # equal rewards become exact zeros
     centred = groups - groups.mean(1, keepdim=True)
-    return (centred / (groups.std(1, keepdim=True) + eps)).view(-1)
+    return (centred / (groups.std(1, keepdim=True) + eps)).view(-1).to(rewards.dtype)
 
 
 def ragged_advantages(rewards: np.ndarray, group: np.ndarray, std: bool = True, eps: float = 1e-4) -> np.ndarray:
     """`group_advantages` where groups have lost samples. rewards: (N,); group: (N,) group numbers -> (N,) float32.
 
-    A group of equal rewards gets exactly 0, where float32 rounding divided by eps would leave up to 0.005.
-    `std=False`: no division, as in Dr.GRPO (arXiv 2503.20783).
+    A group of one sample or of equal rewards gets exactly 0. `std=False`: no division (Dr. GRPO, arXiv 2503.20783).
     """
     advantages = np.zeros(len(rewards), np.float64)
     for number in np.unique(group):
@@ -50,9 +61,9 @@ def completion_mask(completion_ids: Tensor, eos_token_id: int) -> Tensor:
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: str = "k3") -> Tensor:
-    """Per-token estimate of KL(policy || reference): k1 = -d, k2 = d^2 / 2, k3 = exp(d) - d - 1 with d = ref - policy.
+    """Per-token estimate of KL(policy || reference) from tokens of the policy, with d = ref - policy.
 
-    Source: J. Schulman, "Approximating KL divergence"; k3 is the official one.
+    k1 = -d, k2 = d^2 / 2, k3 = exp(d) - d - 1 (J. Schulman, "Approximating KL Divergence"); k3 is the official one.
     """
     difference = ref_logprobs - logprobs
     if kind == "k1":
@@ -71,16 +82,19 @@ def token_losses(
     clip_low: float = 0.2,
     clip_high: float = 0.2,
     kl: str = "k3",
-) -> tuple[Tensor, Tensor]:
-    """(loss, kl) of every token: -min(ratio A, clip(ratio) A) + beta * kl. All arguments broadcast against logprobs.
+) -> TokenLosses:
+    """-min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A) + beta kl of every token; arguments broadcast.
 
-    `old_logprobs=None`: on-policy, the ratio is 1 in value and carries the gradient.
+    `old_logprobs=None`: on-policy, the ratio is 1 in value and nothing is clipped. Two bounds: DAPO, arXiv 2503.14476.
     """
-    ratio = (logprobs - (logprobs.detach() if old_logprobs is None else old_logprobs)).exp()
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    gain = ratio * advantages if old_logprobs is None else torch.minimum(ratio * advantages, clipped * advantages)
     divergence = kl_estimate(logprobs, ref_logprobs, kl)
-    return beta * divergence - gain, divergence
+    if old_logprobs is None:
+        gain = (logprobs - logprobs.detach()).exp() * advantages
+        return TokenLosses(beta * divergence - gain, divergence, torch.zeros_like(gain, dtype=torch.bool))
+    ratio = (logprobs - old_logprobs).exp()
+    gain = ratio * advantages
+    bounded = ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
+    return TokenLosses(beta * divergence - torch.minimum(gain, bounded), divergence, bounded < gain)
 
 
 def policy_loss(
@@ -94,19 +108,18 @@ def policy_loss(
     clip_high: float = 0.2,
     kl: str = "k3",
 ) -> PolicyLoss:
-    """Loss of a whole batch in one piece, averaged over its tokens as the official trainer does per process.
+    """Loss of a batch in one piece, averaged over its unmasked tokens as the official trainer does per process.
 
-    logprobs, ref_logprobs, mask, old_logprobs: (N, L), both segments side by side; advantages: (N,).
+    logprobs, ref_logprobs, mask, old_logprobs: (N, L), both segments side by side; advantages: (N,). What stands at
+    masked positions, NaN and infinity included, reaches neither the values nor the gradient.
     """
-    per_token, divergence = token_losses(
-        logprobs, ref_logprobs, advantages[:, None], beta, old_logprobs, clip_low, clip_high, kl
-    )
-    count = mask.sum()
-    return PolicyLoss(_masked_sum(per_token, mask) / count, _masked_sum(divergence, mask) / count, per_token)
-
-
-def _masked_sum(values: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask.bool(), values, 0.0).sum()
+    kept = mask.bool()
+    logprobs, ref_logprobs = logprobs.where(kept, 0.0), ref_logprobs.where(kept, 0.0)
+    old_logprobs = None if old_logprobs is None else old_logprobs.where(kept, 0.0)
+    tokens = token_losses(logprobs, ref_logprobs, advantages[:, None], beta, old_logprobs, clip_low, clip_high, kl)
+    per_token, divergence = tokens.loss.where(kept, 0.0), tokens.kl.where(kept, 0.0)
+    count = kept.sum()
+    return PolicyLoss(per_token.sum() / count, divergence.sum() / count, per_token)
 
 
 def token_weights(
@@ -122,6 +135,7 @@ def token_weights(
     With the averaging inside the weights, any split into micro-batches and ranks gives the same gradient.
     average: "group" token mean per prompt group, then mean of groups (official); "token" one mean over all tokens
         (DAPO, arXiv 2503.14476); "sequence" token mean per sample, then mean of samples (GRPO, arXiv 2402.03300).
+    semantic_weight, image_weight: multiply the segments' shares afterwards.
     All arrays (N,); returns (semantic, image), each (N,) float32.
     """
     lengths = (semantic_lengths + image_lengths).astype(np.float64)

@@ -1,57 +1,96 @@
 """Log-probabilities of plans and images under a Janus policy, heads computed only where a token is predicted.
 
-Plan and image are two sequences with prompts of their own. Rows are padded on the right: causal attention never looks
-there, and positions count from each row's first token, so padding changes no value.
+Rows are padded on the right: causal attention never looks there, no mask is needed (which keeps the fast attention
+kernels), and positions count from each row's first token, so padding changes no value.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
+from torch.autograd.function import once_differentiable
 
-from learner.packing import Segment, segments
+from learner.packing import MicroBatch, micro_batches
+
+CHUNK = 1 << 24
+"""Logits that are held in float32 at one time (64 MiB)."""
 
 
 class TokenValues(NamedTuple):
-    """(T,) float32 of T tokens, row after row."""
+    """Of the tokens that a micro-batch predicts, its S plan tokens first; float32."""
 
-    logprobs: Tensor
-    entropy: Tensor  # no gradient
-
-
-def token_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
-    """(B, L) float32 log-softmax of logits (B, L, V) at ids (B, L), which are already aligned."""
-    logits = logits.float()
-    return logits.gather(-1, ids.long()[..., None])[..., 0] - logits.logsumexp(-1)
+    logprobs: Tensor  # (S + J,)
+    entropy: Tensor  # (S + J,) in nats, without gradient; zeros where it was not asked for
 
 
-def sequence_logprobs(model: nn.Module, segment: Segment, temperature: float = 1.0) -> TokenValues:
-    """Values of the tokens that `segment` predicts, under the distribution softmax(logits / temperature).
+class _LogSoftmaxAt(torch.autograd.Function):
+    """Log-softmax at one index per row, and the rows' entropy, in float32, chunk by chunk.
 
-    model: JanusForConditionalGeneration. Memory: one row of logits per predicted token, none for prompts.
+    Only the logits are kept for the backward pass, in the dtype they came in. log_softmax().gather() would hold three
+    float32 arrays of their size, 8 GB for 6,000 plan tokens of Janus-Pro.
     """
-    device = model.lm_head.weight.device
-    embed = model.get_input_embeddings()
-    # One call for all rows: under ZeRO-3 every module call gathers, so its number must not depend on the rows.
-    prompt_ids = torch.as_tensor(np.concatenate(segment.prompts), dtype=torch.long, device=device)
-    prompts = embed(prompt_ids).split([len(prompt) for prompt in segment.prompts])
-    ids = torch.as_tensor(np.concatenate(segment.targets), dtype=torch.long, device=device)
-    lengths = [len(target) for target in segment.targets]
-    embedded = model.prepare_embeddings_for_image_generation(ids) if segment.image else embed(ids)
-    rows = [torch.cat(pair) for pair in zip(prompts, embedded.split(lengths), strict=True)]
-    hidden = model.model.language_model(
-        inputs_embeds=pad_sequence(rows, batch_first=True), use_cache=False
-    ).last_hidden_state
-    first = [len(prompt) - 1 for prompt in segment.prompts]
-    predicting = torch.cat([hidden[row, at : at + n] for row, (at, n) in enumerate(zip(first, lengths, strict=True))])
-    head = model.model.generation_head if segment.image else model.lm_head
-    logits = head(predicting).float() / temperature
-    with torch.no_grad():
-        entropy = torch.distributions.Categorical(logits=logits, validate_args=False).entropy()
-    return TokenValues(token_logprobs(logits[None], ids[None])[0], entropy)
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, ids: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(logits, ids)
+        ctx.temperature = temperature
+        values = torch.zeros(len(ids), dtype=torch.float32, device=logits.device)
+        entropies = torch.zeros_like(values)
+        for rows in _chunks(logits):
+            log_p = (logits[rows].float() / temperature).log_softmax(-1)
+            values[rows] = log_p.gather(1, ids[rows, None])[:, 0]
+            if entropy:
+                entropies[rows] = torch.special.entr(log_p.exp_()).sum(-1)
+        ctx.mark_non_differentiable(entropies)
+        return values, entropies
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
+        logits, ids = ctx.saved_tensors
+        out = torch.empty_like(logits)
+        for rows in _chunks(logits):
+            p = (logits[rows].float() / ctx.temperature).softmax(-1)
+            scale = grad[rows, None] / ctx.temperature
+            out[rows] = p.mul_(-scale).scatter_add_(1, ids[rows, None], scale)
+        return out, None, None, None
+
+
+def _chunks(logits: Tensor) -> list[slice]:
+    step = max(1, CHUNK // logits.shape[1])
+    return [slice(start, start + step) for start in range(0, logits.shape[0], step)]
+
+
+def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
+    """(B, L) float32 log-softmax of logits / temperature at ids; logits (B, L, V) are already aligned with ids (B, L).
+
+    Computed in float32 whatever the logits' dtype, differentiable once.
+    """
+    values, _ = _LogSoftmaxAt.apply(logits.flatten(0, -2), ids.long().flatten(), temperature, False)
+    return values.view(ids.shape)
+
+
+def sequence_logprobs(
+    model: nn.Module, batch: MicroBatch, temperature: float = 1.0, entropy: bool = True
+) -> TokenValues:
+    """Values of the tokens that `batch` predicts, under the distribution softmax(logits / temperature).
+
+    model: JanusForConditionalGeneration; batch: on its device. Every module of the language path runs, on no rows if
+    need be (see `packing`). Memory: one row of logits per predicted token, none for prompts and padding.
+    """
+    text = model.get_input_embeddings()(batch.text_ids)
+    codes = model.prepare_embeddings_for_image_generation(batch.code_ids)
+    embeds = text.flatten(0, 1).index_copy(0, batch.code_places, codes.to(text.dtype)).view_as(text)
+    hidden = model.model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state.flatten(0, 1)
+    plans = model.lm_head(hidden.index_select(0, batch.semantic_places))
+    images = model.model.generation_head(hidden.index_select(0, batch.image_places))
+    pairs = [
+        _LogSoftmaxAt.apply(plans, batch.semantic_ids, temperature, entropy),
+        _LogSoftmaxAt.apply(images, batch.image_ids, temperature, entropy),
+    ]
+    return TokenValues(*map(torch.cat, zip(*pairs, strict=True)))
 
 
 @torch.inference_mode()
@@ -64,15 +103,13 @@ def score_rollouts(
     tokens_per_batch: int,
     temperature: float = 1.0,
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Log-probs of N samples: N arrays (plan length,) and (N, I), float32."""
-    semantic: list[np.ndarray] = [np.empty(0, np.float32)] * len(semantic_ids)
-    image = np.empty(image_ids.shape, np.float32)
-    for segment in segments(semantic_prompt_ids, semantic_ids, image_prompt_ids, image_ids, tokens_per_batch):
-        values = sequence_logprobs(model, segment, temperature).logprobs.float().cpu().numpy()
-        borders = np.cumsum([len(target) for target in segment.targets])[:-1]
-        for row, part in zip(segment.rows, np.split(values, borders), strict=True):
-            if segment.image:
-                image[row] = part
-            else:
-                semantic[row] = part
-    return semantic, image
+    """Log-probs of N >= 1 samples: N arrays (plan length,) and (N, I), float32. No gradient."""
+    borders = np.cumsum([len(ids) for ids in semantic_ids])
+    plan_tokens = int(borders[-1])
+    device = model.lm_head.weight.device
+    values = torch.empty(plan_tokens + image_ids.size, dtype=torch.float32, device=device)
+    for batch in micro_batches(semantic_prompt_ids, semantic_ids, image_prompt_ids, image_ids, tokens_per_batch):
+        batch = batch.to(device)
+        values[batch.token] = sequence_logprobs(model, batch, temperature, entropy=False).logprobs
+    found = values.cpu().numpy()
+    return np.split(found[:plan_tokens], borders[:-1]), found[plan_tokens:].reshape(image_ids.shape)

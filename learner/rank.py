@@ -1,31 +1,36 @@
 """LearnerRank: one data-parallel rank of the policy under DeepSpeed ZeRO.
 
 The averaging of the loss is in the batch's token weights, so micro-batches and ranks only add up. Every rank runs the
-same passes (ZeRO-3 gathers parameters together): a rank that has fewer repeats one with weight zero.
+same number of micro-batches through the same modules (see `packing`): one with less to do runs idle ones.
 """
 
 import logging
+import math
 import os
 import socket
-from collections import defaultdict
+import warnings
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from transformers import get_scheduler
 
-from learner.bicot_grpo import kl_estimate, token_losses
+from learner.bicot_grpo import token_losses
 from learner.logprobs import TokenValues, sequence_logprobs
-from learner.packing import Segment, segments
+from learner.meter import StepMeter
+from learner.packing import MicroBatch, idle_batch, in_token_order, micro_batches
 from t2ir1_ray.config import LearnerConfig, PolicyConfig
+from t2ir1_ray.errors import RunError
 from t2ir1_ray.policy import freeze, load_model, save_policy
 from t2ir1_ray.schema import LearnerBatch
+
+CHECKPOINT = "learner"
+"""Subfolder of DeepSpeed's own files inside a checkpoint folder."""
 
 
 class _Policy(nn.Module):
@@ -36,12 +41,39 @@ class _Policy(nn.Module):
         self.janus = janus
         self.temperature = temperature
 
-    def forward(self, segment: Segment) -> TokenValues:
-        return sequence_logprobs(self.janus, segment, self.temperature)
+    def forward(self, batch: MicroBatch) -> TokenValues:
+        return sequence_logprobs(self.janus, batch, self.temperature)
+
+
+class _Tokens(NamedTuple):
+    """What the loss needs of each token: (K,) float32 in the order of `packing`."""
+
+    advantages: Tensor
+    weights: Tensor
+    sampled: Tensor  # log-probs under the sampling policy
+    reference: Tensor  # log-probs under the reference
+
+    @classmethod
+    def of(cls, data: LearnerBatch, device: torch.device) -> Self:
+        lengths, width = [len(ids) for ids in data.semantic_ids], data.image_ids.shape[1]
+
+        def spread(semantic: np.ndarray, image: np.ndarray) -> np.ndarray:  # two values per sample
+            return np.concatenate([np.repeat(semantic, lengths), np.repeat(image, width)])
+
+        columns = (
+            spread(data.advantage, data.advantage),
+            spread(data.semantic_token_weight, data.image_token_weight),
+            in_token_order(data.semantic_logprobs, data.image_logprobs),
+            in_token_order(data.semantic_ref_logprobs, data.image_ref_logprobs),
+        )
+        return cls(*(torch.from_numpy(column).to(device) for column in columns))
+
+    def at(self, token: Tensor) -> Self:
+        return type(self)(*(column[token] for column in self))
 
 
 class LearnerRank:
-    """Call what ranks do together (`connect`, `step`, `trainable_state`, `gather_trainable`, `export`) on all ranks."""
+    """One of `world_size` processes that train together. All ranks must call every method but `address` together."""
 
     def __init__(
         self,
@@ -50,12 +82,15 @@ class LearnerRank:
         rank: int,
         world_size: int,
         temperature: float = 1.0,
-        total_steps: int = 1,
+        total_steps: int | None = None,
     ):
-        """temperature: of sampling; log-probs are those of the distribution that was sampled from."""
+        """temperature: of sampling; log-probs are those of the distribution that was sampled from.
+
+        total_steps: of the run, for a schedule that decays; the constant one needs none.
+        """
         self.policy, self.config = policy, config
         self.rank, self.world_size = rank, world_size
-        self.temperature, self.total_steps = temperature, total_steps
+        self.temperature = temperature
 
     def address(self) -> tuple[str, int]:
         """Host and a free port of this rank's node, where the ranks can meet."""
@@ -65,7 +100,10 @@ class LearnerRank:
             return host, probe.getsockname()[1]
 
     def connect(self, host: str, port: int, timeout_s: float = 600.0) -> None:
-        """Meet the other ranks, load the policy and build optimizer and schedule."""
+        """Meet the other ranks, load the policy and build optimizer and schedule.
+
+        timeout_s: after which a collective operation whose partner is missing fails.
+        """
         cuda = torch.cuda.is_available()
         os.environ.update(
             RANK=str(self.rank),
@@ -74,61 +112,68 @@ class LearnerRank:
             MASTER_ADDR=host,
             MASTER_PORT=str(port),
         )
+        if not cuda:
+            os.environ["DS_ACCELERATOR"] = "cpu"
         import deepspeed  # here, not above: it reads DS_ACCELERATOR, and importing it takes seconds
 
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # DeepSpeed's calls, once per gather
         if not cuda:  # else a cold start compiles it for a minute and a half
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed("nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_s), verbose=False)
-        torch.manual_seed(0)
-        model = load_model(self.policy.path, self.config.dtype, "cuda" if cuda else "cpu")
-        parameters = freeze(model)
-        if self.config.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.train()
+        model, parameters = self._model("cuda" if cuda else "cpu")
         optimizer = torch.optim.AdamW(
-            parameters.values(),
+            parameters,
             lr=self.config.learning_rate,
             betas=self.config.betas,
             weight_decay=self.config.weight_decay,
         )
-        schedule = get_scheduler(
-            "constant_with_warmup", optimizer, self.config.warmup_steps, num_training_steps=self.total_steps
-        )
-        self.engine, _, _, self.schedule = deepspeed.initialize(
+        warmup = self.config.warmup_steps  # the first step already moves: (1, 2, ...) / (warmup + 1)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup)
+        self.engine, *_ = deepspeed.initialize(
             model=_Policy(model, self.temperature),
-            model_parameters=list(parameters.values()),
+            model_parameters=parameters,
             optimizer=optimizer,
             lr_scheduler=schedule,
             config=self._deepspeed_config(),
         )
 
     def step(self, batch: pa.RecordBatch, on_policy: bool = True) -> dict[str, float]:
-        """One update on this rank's samples (`LearnerBatch`); returns metrics of the whole batch.
+        """One update on this rank's samples (`LearnerBatch`, possibly none); returns metrics of the whole batch.
 
-        `on_policy=False`: the ratio is taken against the stored sampling log-probs, and clipped.
+        `on_policy=False`: the ratio is taken against the stored sampling log-probs, and clipped. The metrics are those
+        of `StepMeter`, and grad_norm (before clipping) and lr. Raises RunError if the loss or gradient is not finite.
         """
         data = LearnerBatch.from_arrow(batch)
-        work = segments(
-            data.semantic_prompt_ids,
-            data.semantic_ids,
-            data.image_prompt_ids,
-            data.image_ids,
-            self.config.tokens_per_batch,
-        )
-        sums: dict[str, float] = defaultdict(float)
-        peaks: dict[str, float] = defaultdict(float)
-        schedule = self._schedule(work)
-        for index, (segment, counts) in enumerate(schedule):
-            values = self.engine(segment)
+        device = self.engine.device
+        tokens = _Tokens.of(data, device)
+        work = self._work(data)
+        meter = StepMeter(device)
+        lr = float(self.engine.get_lr()[0])
+        for index, micro_batch in enumerate(work):
+            micro_batch = micro_batch.to(device)
+            own = tokens.at(micro_batch.token)
+            values: TokenValues = self.engine(micro_batch)
+            losses = token_losses(
+                values.logprobs,
+                own.reference,
+                own.advantages,
+                self.config.beta,
+                None if on_policy else own.sampled,
+                self.config.clip_low,
+                self.config.clip_high,
+                self.config.kl,
+            )
+            loss = (own.weights * losses.loss).sum()
+            self.engine.set_gradient_accumulation_boundary(index == len(work) - 1)
             # DeepSpeed averages gradients over ranks; the weights already hold the mean over the whole batch.
-            loss = self._loss(data, segment, values, on_policy, sums, peaks) * self.world_size if counts else None
-            self.engine.set_gradient_accumulation_boundary(index == len(schedule) - 1)
-            self.engine.backward(values.logprobs.sum() * 0.0 if loss is None else loss)
+            self.engine.backward(loss * self.world_size)
             self.engine.step()
-        padded = sum(segment.padded_tokens for segment in work)
-        sums |= {"padded": float(padded), "tokens": float(sum(segment.tokens for segment in work))}
-        return self._metrics(self._reduce(sums), self._reduce(peaks, dist.ReduceOp.MAX))
+            meter.add(micro_batch, loss, losses, values, own.sampled)
+        metrics = meter.metrics() | {"grad_norm": float(self.engine.get_global_grad_norm()), "lr": lr}
+        if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
+            raise RunError(f"learner: loss={metrics['loss']} grad_norm={metrics['grad_norm']}: not finite")
+        return metrics
 
     def trainable_metadata(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
         """(name, dtype, full shape) of every trained parameter, in the order of `gather_trainable`."""
@@ -147,115 +192,64 @@ class LearnerRank:
         state = {}
         for name, tensor in self.gather_trainable():
             if self.rank == 0:
-                state[name] = tensor.cpu().clone()
+                state[name] = tensor.to("cpu", copy=True)
         return state if self.rank == 0 else None
 
     def export(self, folder: Path) -> None:
-        """Write a checkpoint that plain transformers loads (rank 0 writes)."""
+        """Write a checkpoint that plain transformers loads (rank 0 writes); it is complete when the call returns."""
         state = self.trainable_state()
         if state is not None:
             save_policy(self.policy.path, state, folder)
+        dist.barrier()
+
+    def save(self, folder: Path) -> None:
+        """Write parameters, optimizer and schedule of all ranks, for `load` with the same ranks and ZeRO stage.
+
+        Not atomic: write into a folder of its own and rename that when the call has returned on every rank.
+        """
+        self.engine.save_checkpoint(str(folder), CHECKPOINT, save_latest=False, exclude_frozen_parameters=True)
+        dist.barrier()
+
+    def load(self, folder: Path) -> None:
+        """Go on exactly where `save` was called. DeepSpeed unpickles: only folders that this run wrote."""
+        self.engine.load_checkpoint(str(folder), CHECKPOINT, load_module_strict=False)
+
+    def _model(self, device: str) -> tuple[nn.Module, list[nn.Parameter]]:
+        """The policy, ready to train, and its trainable parameters."""
+        model = load_model(self.policy.path, self.config.dtype, device)
+        for unused in ("vision_model", "aligner", "vqmodel"):  # they play no part in log-probs: 1 GB of Janus-Pro-7B
+            delattr(model.model, unused)
+        if self.config.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return model.train(), list(freeze(model).values())  # Janus has no dropout: train() only switches checkpointing
 
     def _trainable(self) -> list[tuple[str, nn.Parameter]]:
         named = self.engine.module.janus.named_parameters()
         return [(name, parameter) for name, parameter in named if parameter.requires_grad]
 
-    def _schedule(self, work: list[Segment]) -> list[tuple[Segment, bool]]:
-        """(segment, whether it counts) of every pass: plans, then images, as many of each on every rank.
-
-        Under ZeRO-3 ranks gather parameters together, and plans and images use different heads.
-        """
-        plans = [segment for segment in work if not segment.image]
-        images = [segment for segment in work if segment.image]
-        most = self._reduce({"plans": float(len(plans)), "images": float(len(images))}, dist.ReduceOp.MAX)
-        return [
-            (mine[min(index, len(mine) - 1)], index < len(mine))
-            for mine, passes in ((plans, most["plans"]), (images, most["images"]))
-            for index in range(int(passes))
-        ]
-
-    def _loss(
-        self,
-        data: LearnerBatch,
-        segment: Segment,
-        values: TokenValues,
-        on_policy: bool,
-        sums: dict[str, float],
-        peaks: dict[str, float],
-    ) -> Tensor:
-        """This micro-batch's share of the loss; adds its figures to `sums` and `peaks`."""
-        kind = "image" if segment.image else "semantic"
-        logprobs = values.logprobs
-        lengths = [len(target) for target in segment.targets]
-
-        def per_token(column: np.ndarray) -> Tensor:  # (N,) -> (T,)
-            return torch.from_numpy(np.repeat(column[segment.rows], lengths)).to(logprobs.device)
-
-        def flat(column: Any) -> Tensor:  # N rows of values -> (T,)
-            return torch.from_numpy(np.concatenate([column[row] for row in segment.rows])).to(logprobs.device)
-
-        sampled = flat(getattr(data, f"{kind}_logprobs"))
-        weight = per_token(getattr(data, f"{kind}_token_weight"))
-        losses, kl = token_losses(
-            logprobs,
-            flat(getattr(data, f"{kind}_ref_logprobs")),
-            per_token(data.advantage),
-            self.config.beta,
-            None if on_policy else sampled,
-            self.config.clip_low,
-            self.config.clip_high,
-            self.config.kl,
+    def _work(self, data: LearnerBatch) -> list[MicroBatch]:
+        """This rank's micro-batches, followed by idle ones up to the number of the busiest rank."""
+        work = micro_batches(
+            data.semantic_prompt_ids,
+            data.semantic_ids,
+            data.image_prompt_ids,
+            data.image_ids,
+            self.config.tokens_per_batch,
         )
-        loss = (weight * losses).sum()
-        with torch.no_grad():
-            drift = logprobs - sampled
-            ratio = drift.exp()
-            outside = (ratio < 1 - self.config.clip_low) | (ratio > 1 + self.config.clip_high)
-            sums["loss"] += loss.item()
-            for name, value in {
-                "tokens": torch.ones_like(kl),
-                "kl": kl,
-                "entropy": values.entropy,
-                "mismatch": kl_estimate(sampled, logprobs, "k3"),
-                "ratio": ratio,
-                "clipped": outside.float(),
-            }.items():
-                sums[f"{kind}/{name}"] += value.sum().item()
-            peaks[f"{kind}/drift"] = max(peaks[f"{kind}/drift"], drift.abs().max().item())
-        return loss
-
-    def _metrics(self, sums: dict[str, float], peaks: dict[str, float]) -> dict[str, float]:
-        metrics = {
-            "loss": sums["loss"],
-            "kl": (sums["semantic/kl"] + sums["image/kl"]) / (sums["semantic/tokens"] + sums["image/tokens"]),
-            "grad_norm": float(self.engine.get_global_grad_norm()),
-            "learning_rate": float(self.engine.get_lr()[0]),
-            "padding": 1 - sums["tokens"] / sums["padded"],
-        }
-        for kind in ("semantic", "image"):
-            count = sums[f"{kind}/tokens"]
-            metrics[f"kl/{kind}"] = sums[f"{kind}/kl"] / count
-            metrics[f"entropy/{kind}"] = sums[f"{kind}/entropy"] / count
-            metrics[f"ratio/{kind}"] = sums[f"{kind}/ratio"] / count
-            metrics[f"clipped/{kind}"] = sums[f"{kind}/clipped"] / count
-            metrics[f"mismatch/{kind}_kl"] = sums[f"{kind}/mismatch"] / count
-            metrics[f"mismatch/{kind}_max"] = peaks[f"{kind}/drift"]
-        return metrics
-
-    def _reduce(self, values: dict[str, float], operation: Any = dist.ReduceOp.SUM) -> dict[str, float]:
-        """The same keys, reduced over ranks."""
-        keys = sorted(values)
-        tensor = torch.tensor([values[key] for key in keys], dtype=torch.float64, device=self.engine.device)
-        dist.all_reduce(tensor, operation)
-        return dict(zip(keys, tensor.tolist(), strict=True))
+        most = torch.tensor(len(work), device=self.engine.device)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        if not most.item():
+            raise ValueError("LearnerRank.step: no rank has a sample")
+        return work + [idle_batch()] * (int(most) - len(work))
 
     def _deepspeed_config(self) -> dict[str, Any]:
+        bf16 = self.config.dtype == "bfloat16"
         return {
             "train_micro_batch_size_per_gpu": 1,  # nominal: micro-batches are cut by tokens
             "gradient_accumulation_steps": 1,  # likewise: boundaries are set by hand
             "gradient_clipping": self.config.max_grad_norm,
             "steps_per_print": 10**9,
-            "bf16": {"enabled": self.config.dtype == "bfloat16"},
+            "bf16": {"enabled": bf16},
+            "data_types": {"grad_accum_dtype": "fp32"},  # dozens of micro-batches do not add up in bfloat16
             "zero_optimization": {"stage": self.config.zero_stage},
-            "zero_allow_untested_optimizer": True,
         }

@@ -1,60 +1,135 @@
-"""Learner ranks in processes of their own: `python -m tests.learner.ranks SPEC.json` runs one."""
+"""Learner ranks in processes of their own: `python -m tests.learner.ranks SPEC.json` runs one through its scenarios.
+
+One start of the processes serves many scenarios, for importing DeepSpeed takes longer than training a tiny Janus.
+"""
 
 import json
 import os
 import subprocess
 import sys
+import time
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 
 from t2ir1_ray.config import LearnerConfig, PolicyConfig
+from t2ir1_ray.schema import LearnerBatch
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Train on the first `steps` batches; `resume_after`: save then, and go on in a new learner that loads."""
+
+    name: str
+    steps: int
+    learner: dict[str, Any]
+    on_policy: bool = True
+    resume_after: int | None = None
+    first_shard: int | None = None  # samples of rank 0; the others share the rest equally
+
+
+@dataclass(frozen=True)
+class Result:
+    metrics: list[list[dict[str, float]]] = field(default_factory=list)  # [rank][step]
+    state: dict[str, torch.Tensor] = field(default_factory=dict)
+    exported: Path = Path()
 
 
 def run_ranks(
-    folder: Path, policy: Path, learner: dict[str, Any], batches: list[list[pa.RecordBatch]]
-) -> tuple[list[list[dict[str, float]]], dict[str, torch.Tensor]]:
-    """Train on `batches[step][rank]`; returns metrics[rank][step] and the trained parameters."""
-    world = len(batches[0])
-    folder.mkdir()
-    for step, shards in enumerate(batches):
-        for rank, shard in enumerate(shards):
-            with (
-                pa.OSFile(str(folder / f"{step}-{rank}.arrow"), "wb") as sink,
-                pa.ipc.new_stream(sink, shard.schema) as writer,
-            ):
-                writer.write_batch(shard)
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    processes = []
-    for rank in range(world):
-        spec = {"folder": str(folder), "policy": str(policy), "learner": learner, "rank": rank, "world": world}
-        file = folder / f"spec-{rank}.json"
-        file.write_text(json.dumps({**spec, "steps": len(batches), "port": 29000 + os.getpid() % 2000}))
-        processes.append(subprocess.Popen([sys.executable, "-m", "tests.learner.ranks", str(file)], env=environment))
-    assert [process.wait(timeout=180) for process in processes] == [0] * world
+    folder: Path, policy: Path, world: int, batches: list[LearnerBatch], scenarios: list[Scenario]
+) -> dict[str, Result]:
+    """Run the scenarios on `world` ranks. Raises AssertionError with the ranks' output if one fails."""
+    for step, batch in enumerate(batches):
+        _write(folder / f"{step}.arrow", batch.to_arrow())
+    spec = {"policy": str(policy), "world": world, "scenarios": [asdict(scenario) for scenario in scenarios]}
+    (folder / "spec.json").write_text(json.dumps(spec))
+    command = [sys.executable, "-m", "tests.learner.ranks", str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    logs = [folder / f"rank-{rank}.log" for rank in range(world)]
+    processes = [
+        subprocess.Popen([*command, str(rank)], env=environment, stdout=log.open("w"), stderr=subprocess.STDOUT)
+        for rank, log in enumerate(logs)
+    ]
+    codes = [process.wait(timeout=300) for process in processes]
+    assert codes == [0] * world, "\n".join(log.read_text()[-3000:] for log in logs)
+    return {scenario.name: _result(folder / scenario.name, world) for scenario in scenarios}
+
+
+def _result(folder: Path, world: int) -> Result:
     metrics = [json.loads((folder / f"metrics-{rank}.json").read_text()) for rank in range(world)]
-    return metrics, torch.load(folder / "state.pt", weights_only=True)
+    return Result(metrics, torch.load(folder / "state.pt", weights_only=True), folder / "exported")
 
 
-def main(file: str) -> None:
+def _write(path: Path, batch: pa.RecordBatch) -> None:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+def _shard(batch: LearnerBatch, rank: int, world: int, first: int | None) -> pa.RecordBatch:
+    if first is None:
+        return batch.take(np.array_split(np.arange(len(batch)), world)[rank]).to_arrow()
+    borders = [0, *np.linspace(first, len(batch), world, dtype=int)]
+    return batch.take(range(borders[rank], borders[rank + 1])).to_arrow()
+
+
+def _run(scenario: Scenario, folder: Path, policy: str, rank: int, world: int) -> None:
     from learner.rank import LearnerRank
 
-    spec = json.loads(Path(file).read_text())
-    folder, number = Path(spec["folder"]), spec["rank"]
-    config = LearnerConfig(**spec["learner"])
-    rank = LearnerRank(PolicyConfig(path=spec["policy"]), config, number, spec["world"])
-    rank.connect("127.0.0.1", spec["port"], timeout_s=60)
+    class Partitioning(LearnerRank):
+        """ZeRO-3 leaves small parameters whole: here it must cut most of a tiny model's."""
+
+        def _deepspeed_config(self) -> dict[str, Any]:
+            config = super()._deepspeed_config()
+            config["zero_optimization"]["stage3_param_persistence_threshold"] = 100
+            return config
+
+    def connected() -> Partitioning:
+        learner = Partitioning(PolicyConfig(path=policy), LearnerConfig(**scenario.learner), rank, world)
+        learner.connect(*_meeting_place(folder / "address.json", learner), timeout_s=60)
+        return learner
+
+    out = folder / scenario.name
+    out.mkdir(exist_ok=True)
+    learner = connected()
     metrics = []
-    for step in range(spec["steps"]):
-        with pa.OSFile(str(folder / f"{step}-{number}.arrow")) as source:
-            metrics.append(rank.step(pa.ipc.open_stream(source).read_next_batch()))
-    (folder / f"metrics-{number}.json").write_text(json.dumps(metrics))
-    state = rank.trainable_state()
+    for step in range(scenario.steps):
+        if step == scenario.resume_after:
+            learner.save(out / "saved")
+            learner = connected()
+            learner.load(out / "saved")
+        with pa.OSFile(str(folder / f"{step}.arrow")) as source:
+            batch = LearnerBatch.from_arrow(pa.ipc.open_stream(source).read_next_batch())
+        metrics.append(learner.step(_shard(batch, rank, world, scenario.first_shard), on_policy=scenario.on_policy))
+    (out / f"metrics-{rank}.json").write_text(json.dumps(metrics))
+    learner.export(out / "exported")
+    state = learner.trainable_state()
     if state is not None:
-        torch.save(state, folder / "state.pt")
+        torch.save(state, out / "state.pt")
+
+
+def _meeting_place(file: Path, learner: Any) -> tuple[str, int]:
+    """Rank 0 names its address once, the others wait for the file."""
+    if learner.rank == 0 and not file.exists():
+        file.with_suffix(".tmp").write_text(json.dumps(learner.address()))
+        file.with_suffix(".tmp").rename(file)
+    while not file.exists():
+        time.sleep(0.05)
+    host, port = json.loads(file.read_text())
+    return host, port
+
+
+def main(folder: Path, rank: int) -> None:
+    from t2ir1_ray.cpu_stack import register
+
+    register()
+    spec = json.loads((folder / "spec.json").read_text())
+    for scenario in spec["scenarios"]:
+        _run(Scenario(**scenario), folder, spec["policy"], rank, spec["world"])
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(Path(sys.argv[1]), int(sys.argv[2]))

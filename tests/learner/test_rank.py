@@ -1,129 +1,147 @@
-"""DeepSpeed ranks against plain PyTorch on the same tiny Janus, and log-probs against one unpadded pass per sample."""
+"""DeepSpeed ranks against plain PyTorch on the same tiny Janus: every ZeRO stage, one and two ranks, any cutting."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 
-from learner.bicot_grpo import token_weights
-from learner.logprobs import score_rollouts
-from t2ir1_ray.policy import freeze
-from t2ir1_ray.schema import LearnerBatch
-from tests.learner.ranks import run_ranks
-from tests.tiny_janus import IMAGE_CODES, IMAGE_TOKENS, tiny_model
+from t2ir1_ray.checkpoints import read_tensors
+from t2ir1_ray.policy import FROZEN
+from tests.learner.ranks import Result, Scenario, run_ranks
+from tests.learner.samples import BETA, RATE, plain_training, random_batch
+from tests.tiny_janus import IMAGE_TOKENS, tiny_model
 
-SAMPLES, STEPS, BETA, RATE = 6, 3, 0.05, 1e-3
+pytestmark = pytest.mark.slow
 
-
-def batch(seed: int) -> LearnerBatch:
-    """Random samples of three groups with plans of different lengths."""
-    rng = np.random.default_rng(seed)
-
-    def ids(low: int, high: int) -> list[np.ndarray]:
-        return [rng.integers(7, 64, rng.integers(low, high)).astype(np.int32) for _ in range(SAMPLES)]
-
-    plans = ids(1, 12)
-    lengths = np.array([len(plan) for plan in plans])
-    weights = token_weights(lengths, np.full(SAMPLES, IMAGE_TOKENS), np.repeat([0, 1, 2], 2))
-    image = rng.normal(-3, 0.5, (SAMPLES, IMAGE_TOKENS)).astype(np.float32)
-    semantic = [rng.normal(-3, 0.5, len(plan)).astype(np.float32) for plan in plans]
-    return LearnerBatch(
-        prompt_id=[str(i // 2) for i in range(SAMPLES)],
-        semantic_prompt_ids=ids(4, 9),
-        semantic_ids=plans,
-        semantic_logprobs=semantic,
-        semantic_ref_logprobs=semantic,
-        image_prompt_ids=ids(5, 20),
-        image_ids=rng.integers(0, IMAGE_CODES, (SAMPLES, IMAGE_TOKENS)).astype(np.int32),
-        image_logprobs=image,
-        image_ref_logprobs=image,
-        advantage=rng.normal(size=SAMPLES).astype(np.float32),
-        semantic_token_weight=weights[0],
-        image_token_weight=weights[1],
-    )
+STEPS = 3
+BASE = {"dtype": "float32", "learning_rate": RATE, "beta": BETA, "gradient_checkpointing": False}
 
 
-def naive_logprobs(model: Any, data: LearnerBatch, row: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(plan, image) log-probs of one sample: full heads at every position, no padding, no batching."""
-    prompt, plan = (torch.from_numpy(x[row].astype(np.int64)) for x in (data.semantic_prompt_ids, data.semantic_ids))
-    hidden = model.model.language_model(input_ids=torch.cat([prompt, plan])[None]).last_hidden_state
-    text = model.lm_head(hidden)[0].log_softmax(-1)[len(prompt) - 1 : -1]
-    image_prompt = torch.from_numpy(data.image_prompt_ids[row].astype(np.int64))
-    codes = torch.from_numpy(data.image_ids[row].astype(np.int64))
-    drawn = model.prepare_embeddings_for_image_generation(codes[None])
-    embeds = torch.cat([model.get_input_embeddings()(image_prompt)[None], drawn], 1)
-    hidden = model.model.language_model(inputs_embeds=embeds).last_hidden_state
-    image = model.model.generation_head(hidden)[0].log_softmax(-1)[len(image_prompt) - 1 : -1]
-    return text.gather(1, plan[:, None])[:, 0], image.gather(1, codes[:, None])[:, 0]
+def scenario(name: str, stage: int, budget: int, **options: object) -> Scenario:
+    learner = {**BASE, "zero_stage": stage, "tokens_per_batch": budget, **options.pop("learner", {})}
+    return Scenario(name, STEPS, learner, **options)
 
 
-def plain_training(batches: list[LearnerBatch]) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """The same updates by torch.optim.AdamW, sample by sample."""
-    model = tiny_model(0)
-    parameters = freeze(model)
-    optimizer = torch.optim.AdamW(parameters.values(), lr=RATE, weight_decay=0.0)
-    losses = []
-    for data in batches:
-        total = 0.0
-        for row in range(SAMPLES):
-            pair = naive_logprobs(model, data, row)
-            references = data.semantic_ref_logprobs[row], data.image_ref_logprobs[row]
-            weights = data.semantic_token_weight[row], data.image_token_weight[row]
-            loss = 0.0
-            for logprobs, reference, weight in zip(pair, references, weights, strict=True):
-                difference = torch.tensor(reference) - logprobs
-                gain = (logprobs - logprobs.detach()).exp() * float(data.advantage[row])
-                loss = loss + float(weight) * (BETA * (difference.exp() - difference - 1) - gain).sum()
-            loss.backward()
-            total += loss.item()
-        torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(total)
-    return losses, {name: parameter.detach() for name, parameter in parameters.items()}
+ONE_RANK = [
+    scenario("zero1, all at once", 1, 10_000),
+    scenario("zero2, sample by sample", 2, 1),
+    scenario("zero3, checkpointing", 3, 150, learner={"gradient_checkpointing": True}),
+    scenario("zero2, off-policy", 2, 150, on_policy=False),
+    scenario("zero1, resumed", 1, 150, resume_after=1, learner={"warmup_steps": 2}),
+    scenario("zero1, warm-up", 1, 150, learner={"warmup_steps": 2}),
+    *(scenario(f"bfloat16, zero{stage}", stage, 150, learner={"dtype": "bfloat16"}) for stage in (1, 2, 3)),
+]
+TWO_RANKS = [
+    scenario("zero1, unequal shares", 1, 150, first_shard=5),
+    scenario("zero2, equal shares", 2, 10_000),
+    scenario("zero3, unequal shares", 3, 60, first_shard=5),
+    scenario("zero3, an empty share", 3, 150, first_shard=7),
+    scenario("zero3, resumed", 3, 150, resume_after=1),
+]
 
 
-@pytest.mark.parametrize("budget", [1, 150, 10_000])
-def test_logprobs_do_not_depend_on_padding_or_batching(budget: int) -> None:
-    model, data = tiny_model(0), batch(0)
-    semantic, image = score_rollouts(
-        model, data.semantic_prompt_ids, data.semantic_ids, data.image_prompt_ids, data.image_ids, budget
-    )
-    for row in range(SAMPLES):
-        with torch.no_grad():
-            text, drawn = naive_logprobs(model, data, row)
-        np.testing.assert_allclose(semantic[row], text.numpy(), atol=1e-5)
-        np.testing.assert_allclose(image[row], drawn.numpy(), atol=1e-5)
+@pytest.fixture(scope="module")
+def batches() -> list:
+    return [random_batch(seed) for seed in range(STEPS)]
 
 
-@pytest.mark.slow
+@pytest.fixture(scope="module")
+def plain(batches: list) -> tuple[list[float], dict[str, torch.Tensor]]:
+    return plain_training(batches)
+
+
+@pytest.fixture(scope="module")
+def results(tiny_janus: Path, tmp_path_factory: pytest.TempPathFactory, batches: list) -> dict[str, Result]:
+    one = run_ranks(tmp_path_factory.mktemp("one"), tiny_janus, 1, batches, ONE_RANK)
+    two = run_ranks(tmp_path_factory.mktemp("two"), tiny_janus, 2, batches, TWO_RANKS)
+    return one | two
+
+
+def assert_learned(result: Result, losses: list[float], parameters: dict[str, torch.Tensor]) -> None:
+    for metrics in result.metrics:  # every rank reports the whole batch
+        assert [step["loss"] for step in metrics] == pytest.approx(losses, abs=1e-5)
+    assert result.state.keys() == parameters.keys()
+    for name, tensor in parameters.items():
+        difference = (result.state[name] - tensor).abs()
+        assert difference.mean() < 1e-7, name
+        assert difference.max() < 0.1 * RATE, name  # Adam divides: a gradient near 0 turns rounding into a visible step
+
+
 @pytest.mark.parametrize(
-    ("stage", "world", "budget"), [(1, 1, 10_000), (2, 1, 1), (3, 1, 150), (1, 2, 150), (2, 2, 10_000), (3, 2, 60)]
+    "name",
+    [
+        "zero1, all at once",
+        "zero2, sample by sample",
+        "zero3, checkpointing",
+        "zero1, unequal shares",
+        "zero2, equal shares",
+        "zero3, unequal shares",
+        "zero3, an empty share",
+        "zero3, resumed",
+    ],
 )
-def test_deepspeed_learns_what_plain_adamw_learns(
-    tiny_janus: Path, tmp_path: Path, stage: int, world: int, budget: int
+def test_deepspeed_learns_what_plain_adamw_learns(name: str, results: dict[str, Result], plain: tuple) -> None:
+    assert_learned(results[name], *plain)
+
+
+def test_off_policy_updates_clip_the_ratio_to_the_sampling_policy(results: dict[str, Result], batches: list) -> None:
+    result = results["zero2, off-policy"]
+    assert_learned(result, *plain_training(batches, on_policy=False))
+    assert result.metrics[0][0]["clip_fraction/image"] > 0.05
+    assert results["zero1, all at once"].metrics[0][0]["clip_fraction/image"] == 0
+
+
+def test_a_resumed_run_is_the_uninterrupted_run(results: dict[str, Result]) -> None:
+    resumed, whole = results["zero1, resumed"], results["zero1, warm-up"]
+    assert resumed.metrics == whole.metrics
+    assert all(torch.equal(resumed.state[name], tensor) for name, tensor in whole.state.items())
+
+
+def test_warm_up_starts_above_zero_and_ends_at_the_full_rate(results: dict[str, Result]) -> None:
+    rates = [step["lr"] for step in results["zero1, warm-up"].metrics[0]]
+    assert rates == pytest.approx([RATE / 3, 2 * RATE / 3, RATE])
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bfloat16_keeps_float32_masters(stage: int, results: dict[str, Result], plain: tuple) -> None:
+    losses, parameters = plain
+    result = results[f"bfloat16, zero{stage}"]
+    assert result.metrics[0][0]["loss"] == pytest.approx(losses[0], abs=0.05)
+    start = dict(tiny_model(0).named_parameters())
+    moved = torch.cat([(tensor.float() - start[name]).flatten() for name, tensor in result.state.items()])
+    expected = torch.cat([(parameters[name] - start[name]).flatten() for name in result.state])
+    assert torch.cosine_similarity(moved, expected, 0) > 0.8
+    assert all(tensor.dtype == torch.bfloat16 for tensor in result.state.values())
+
+
+@pytest.mark.parametrize("name", ["zero1, all at once", "zero3, unequal shares"])
+def test_exports_hold_what_was_trained_and_leave_the_rest_alone(
+    name: str, results: dict[str, Result], tiny_janus: Path
 ) -> None:
-    batches = [batch(seed) for seed in range(STEPS)]
-    losses, expected = plain_training(batches)
-    learner = {
-        "ranks": world,
-        "zero_stage": stage,
-        "dtype": "float32",
-        "learning_rate": RATE,
-        "beta": BETA,
-        "tokens_per_batch": budget,
-        "gradient_checkpointing": stage == 3,
-    }
-    cut = [0, 4, 6] if world == 2 else [0, 6]  # unequal shares: ranks differ in their number of micro-batches
-    shards: list[list[pa.RecordBatch]] = [
-        [data.take(range(a, b)).to_arrow() for a, b in zip(cut[:-1], cut[1:], strict=True)] for data in batches
-    ]
-    metrics, state = run_ranks(tmp_path / "ranks", tiny_janus, learner, shards)
-    for rank in range(world):
-        assert [step["loss"] for step in metrics[rank]] == pytest.approx(losses, abs=1e-5)
-    assert state.keys() == expected.keys()
-    for name, tensor in expected.items():
-        torch.testing.assert_close(state[name], tensor, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    before, after = read_tensors(tiny_janus, "policy.path"), read_tensors(results[name].exported, "policy.path")
+    assert before.keys() == after.keys()
+    for key, tensor in after.items():
+        if key.startswith(FROZEN):
+            torch.testing.assert_close(tensor, before[key], rtol=0, atol=0)
+        else:
+            torch.testing.assert_close(tensor, results[name].state[key], rtol=0, atol=0)
+            assert not torch.equal(tensor, before[key])
+
+
+def test_metrics_tell_learner_and_sampler_apart(results: dict[str, Result], batches: list) -> None:
+    """The first step is the untouched policy, whose log-probs the batch holds with normal noise of 0.2."""
+    metrics = results["zero3, unequal shares"].metrics[0][0]
+    plan_tokens = sum(len(ids) for ids in batches[0].semantic_ids)
+    image_tokens = len(batches[0]) * IMAGE_TOKENS
+    assert metrics["tokens"] == plan_tokens + image_tokens
+    for kind in ("semantic", "image"):
+        assert metrics[f"mismatch/{kind}_kl"] == pytest.approx(0.2**2 / 2, rel=0.5)
+        assert metrics[f"mismatch/{kind}_ratio_mean"] == pytest.approx(1, abs=0.1)
+        assert 0.2 < np.log(metrics[f"mismatch/{kind}_ratio_max"]) < metrics[f"mismatch/{kind}_max"] + 1e-6 < 1.0
+        assert 0 < metrics[f"entropy/{kind}"] <= np.log(64)
+    both = metrics["kl/semantic"] * plan_tokens + metrics["kl/image"] * image_tokens
+    assert metrics["kl"] == pytest.approx(both / metrics["tokens"])
+    singly = results["zero2, sample by sample"].metrics[0][0]
+    assert singly.pop("padding") == 0 < metrics.pop("padding") < 0.5
+    assert singly == pytest.approx(metrics, rel=1e-4, abs=1e-5)  # the only figure that depends on the cutting

@@ -1,0 +1,76 @@
+"""Figures of one optimisation step, summed over tokens on the device and reduced over ranks once, at its end."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from learner.bicot_grpo import TokenLosses, kl_estimate
+from learner.logprobs import TokenValues
+from learner.packing import MicroBatch
+
+SEGMENTS = ("semantic", "image")
+SUMS = ("tokens", "kl", "entropy", "mismatch", "ratio", "clipped")
+
+
+class StepMeter:
+    """Add every micro-batch, then call `metrics` on all ranks together."""
+
+    def __init__(self, device: torch.device):
+        self.places = torch.zeros(2, dtype=torch.float64, device=device)  # used, padded
+        self.loss = torch.zeros((), dtype=torch.float64, device=device)
+        self.sums = torch.zeros(len(SEGMENTS), len(SUMS), dtype=torch.float64, device=device)
+        self.peaks = torch.zeros(len(SEGMENTS), 2, dtype=torch.float64, device=device)  # of ratio and |log ratio|
+
+    @torch.no_grad()
+    def add(self, batch: MicroBatch, loss: Tensor, tokens: TokenLosses, values: TokenValues, sampled: Tensor) -> None:
+        """sampled: log-probs under the policy that sampled, of the same tokens as `tokens` and `values`."""
+        drift = values.logprobs - sampled
+        ratio = drift.exp()
+        extremes = torch.stack([ratio, drift.abs()], 1).double()
+        figures = torch.stack(
+            [
+                torch.ones_like(ratio),
+                tokens.kl,
+                values.entropy,
+                kl_estimate(sampled, values.logprobs, "k3"),  # sampled by the first: KL(sampling || learner)
+                ratio,
+                tokens.clipped,
+            ]
+        ).double()
+        plans = len(batch.semantic_ids)
+        for segment, part in enumerate((slice(0, plans), slice(plans, None))):
+            self.sums[segment] += figures[:, part].sum(1)
+            self.peaks[segment] = torch.cat([extremes[part], self.peaks[segment, None]]).amax(0)
+        self.places += torch.tensor([batch.inputs, batch.text_ids.numel()], device=self.places.device)
+        self.loss += loss
+
+    def metrics(self) -> dict[str, float]:
+        """Of the whole batch: sums over ranks, then means over the tokens of a segment.
+
+        loss; kl and kl/<segment> (to the reference); entropy/<segment>; clip_fraction/<segment>;
+        mismatch/<segment>_{kl, ratio_mean, ratio_max, max}: the learner's against the sampling policy's
+        probabilities, `max` being the largest |log ratio|: 0, 1, 1, 0 where an exactly on-policy batch meets equal
+        arithmetic; tokens; padding, the share of places that hold none and the only figure that depends on the cutting.
+        """
+        sums = torch.cat([self.sums.flatten(), self.places, self.loss[None]])
+        dist.all_reduce(sums)
+        dist.all_reduce(self.peaks, dist.ReduceOp.MAX)
+        *flat, used, padded, loss = sums.tolist()
+        rows = [dict(zip(SUMS, flat[i : i + len(SUMS)], strict=True)) for i in (0, len(SUMS))]
+        tokens = sum(row["tokens"] for row in rows)
+        metrics = {
+            "loss": loss,
+            "kl": sum(row["kl"] for row in rows) / tokens,
+            "tokens": tokens,
+            "padding": 1 - used / padded,
+        }
+        for segment, row, (ratio_max, drift_max) in zip(SEGMENTS, rows, self.peaks.tolist(), strict=True):
+            count = max(row["tokens"], 1.0)  # a batch without plans has none
+            metrics[f"kl/{segment}"] = row["kl"] / count
+            metrics[f"entropy/{segment}"] = row["entropy"] / count
+            metrics[f"clip_fraction/{segment}"] = row["clipped"] / count
+            metrics[f"mismatch/{segment}_kl"] = row["mismatch"] / count
+            metrics[f"mismatch/{segment}_ratio_mean"] = row["ratio"] / count
+            metrics[f"mismatch/{segment}_ratio_max"] = ratio_max
+            metrics[f"mismatch/{segment}_max"] = drift_max
+        return metrics
