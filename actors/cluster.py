@@ -93,7 +93,6 @@ class Cluster:
             lambda rank: rank,
             ranks,
             config.rollout.temperature,
-            config.train.steps,
         )
         reference_args = (config.policy, config.reference.tokens_per_batch, config.rollout.temperature)
         return cls(

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from learner.rank import LearnerRank
 
 from actors.weights import Weights, checksum
+from learner.rank import LearnerRank
 from t2ir1_ray.config import LearnerConfig, PolicyConfig
 
 
@@ -20,9 +20,8 @@ class LearnerActor:
         rank: int,
         world_size: int,
         temperature: float,
-        total_steps: int,
     ):
-        self.rank = LearnerRank(policy, config, rank, world_size, temperature=temperature, total_steps=total_steps)
+        self.rank = LearnerRank(policy, config, rank, world_size, temperature=temperature)
 
     def address(self) -> tuple[str, int]:
         return self.rank.address()

@@ -2,8 +2,8 @@
 
 import pyarrow as pa
 import torch
-from learner.logprobs import score_rollouts
 
+from learner.logprobs import score_rollouts
 from t2ir1_ray.config import PolicyConfig
 from t2ir1_ray.policy import load_model
 from t2ir1_ray.schema import ReferenceLogprobs, Rollouts

@@ -82,12 +82,8 @@ class LearnerRank:
         rank: int,
         world_size: int,
         temperature: float = 1.0,
-        total_steps: int | None = None,
     ):
-        """temperature: of sampling; log-probs are those of the distribution that was sampled from.
-
-        total_steps: of the run, for a schedule that decays; the constant one needs none.
-        """
+        """temperature: of sampling; log-probs are those of the distribution that was sampled from."""
         self.policy, self.config = policy, config
         self.rank, self.world_size = rank, world_size
         self.temperature = temperature

@@ -35,8 +35,6 @@ PROMPT_SCHEMA = pa.schema(
     ]
 )
 
-STATUSES = ("ok", "na", "failed")
-
 
 def _scalars(kind: pa.DataType) -> Any:
     """Column of one value per row: numpy array, or list of str for strings."""
