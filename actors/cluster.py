@@ -1,7 +1,8 @@
 """All actors of a run behind one object: start, roll out, score, learn, publish, stop."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -20,7 +21,10 @@ from rewards.base import ExpertScores
 from t2ir1_ray.config import Config
 from t2ir1_ray.errors import RunError
 from t2ir1_ray.schema import LearnerBatch, ReferenceLogprobs, Rollouts, Scores
+from t2ir1_ray.snapshots import Snapshot
 
+AGAIN = {"retry_exceptions": True}
+"""A call that raised is repeated, `reward.retries` times at most: calls are pure, and devices have bad moments."""
 CPU_ONLY = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 
 
@@ -44,9 +48,18 @@ class PendingGroup:
     reference: ray.ObjectRef | None
 
 
+@dataclass(frozen=True)
+class Published:
+    """A policy version on its way to the rollout actors. weights: one reference, or none if they go over NCCL."""
+
+    version: int
+    digest: str | None
+    weights: list[ray.ObjectRef]
+
+
 @dataclass
 class Cluster:
-    """Handles of a run's actors. `version` is the policy version that every rollout actor holds."""
+    """Handles of a run's actors. `held` is the policy version that every rollout actor holds."""
 
     config: Config
     placement: Placement
@@ -54,19 +67,20 @@ class Cluster:
     rollouts: Pool
     experts: dict[str, Pool]
     reference: Pool | None
-    version: int = -1
-    weights: list[ray.ObjectRef] = field(default_factory=list)
+    held: Published | None = None
 
     @classmethod
-    def start(cls, config: Config) -> Self:
+    def start(cls, config: Config, snapshot: Snapshot | None = None) -> Self:
         """Reserve resources, start every actor, and return when all have loaded their models.
+
+        snapshot: a checkpoint to set the learner back to; it may come from another number of ranks.
 
         Raises UserError if resources or checkpoints do not do, RunError if an actor is not up in time.
         """
         reserved = placement.reserve(config)
         try:
             cluster = cls._launch(config, reserved)
-            cluster._await_start()
+            cluster._await_start(snapshot)
         except BaseException:
             reserved.release()
             raise
@@ -87,14 +101,17 @@ class Cluster:
 
         restarts = {"max_restarts": config.reward.retries, "max_task_retries": config.reward.retries}
         ranks = config.learner.ranks
+        guidance = config.rollout.guidance if config.learner.image_logprobs == "guided" else 1.0
         learner_args = (
             config.policy,
             config.learner,
             lambda rank: rank,
             ranks,
             config.rollout.temperature,
+            guidance,
+            config.train.steps,
         )
-        reference_args = (config.policy, config.reference.tokens_per_batch, config.rollout.temperature)
+        reference_args = (config.policy, config.reference.tokens_per_batch, config.rollout.temperature, guidance)
         return cls(
             config,
             reserved,
@@ -120,42 +137,49 @@ class Cluster:
             else None,
         )
 
-    def _await_start(self) -> None:
+    def _await_start(self, snapshot: Snapshot | None) -> None:
         timeout = self.config.cluster.start_timeout_s
         pools = [*self.experts.values(), self.rollouts, *([self.reference] if self.reference else [])]
         for pool in pools:  # experts first: a wrong checkpoint is known before anything slow
             for index, actor in enumerate(pool.actors):
                 wait_for(actor.__ray_ready__.remote(), f"{pool.name} {index}", "start", timeout)
-        host, port = wait_for(self.learners[0].address.remote(), "learner 0", "start", timeout)
-        connected = [learner.connect.remote(host, port) for learner in self.learners]
-        for rank, ref in enumerate(connected):
-            wait_for(ref, f"learner {rank}", "connect", timeout)
+        several = len(self.learners) > 1
+        host, port = wait_for(self.learners[0].address.remote(several), "learner 0", "start", timeout)
+        self._on_learners("connect", host, port, timeout=timeout)
+        if snapshot:
+            self._on_learners("restore", str(snapshot.folder), snapshot.ranks, timeout=timeout)
         if self.config.rollout.weight_transfer == "nccl":
-            host, port = wait_for(self.learners[0].address.remote(), "learner 0", "start", timeout)
+            host, port = wait_for(self.learners[0].address.remote(True), "learner 0", "start", timeout)
             args = (host, port, self.rollouts.actors, timeout)
             joined = [learner.join_transfer.remote(*args) for learner in self.learners]
             for rank, ref in enumerate(joined):
                 wait_for(ref, f"learner {rank}", "join the weight transfer", timeout)
 
-    def publish(self, version: int) -> None:
-        """Hand the learner's parameters to every rollout actor as `version`, each confirming version and digest."""
-        timeout = self.config.cluster.call_timeout_s
-        what = f"publish version {version}"
+    def publish(self, version: int) -> Published:
+        """The learner's parameters as `version`, in the object store; over NCCL nothing moves before `load`."""
         if self.config.rollout.weight_transfer == "nccl":
+            return Published(version, None, [])
+        packed = [learner.publish.options(num_returns=2).remote(version) for learner in self.learners]
+        timeout = self.config.cluster.call_timeout_s
+        digest = wait_for(packed[0][1], "learner 0", f"publish version {version}", timeout)
+        return Published(version, digest, [packed[0][0]])
+
+    def load(self, published: Published) -> None:
+        """Hand a version to every rollout actor, each confirming version and digest."""
+        timeout = self.config.cluster.call_timeout_s
+        version, digest = published.version, published.digest
+        if published.weights:
+            confirmations = [actor.load.remote(published.weights[0]) for actor in self.rollouts.actors]
+        else:
             sent = [learner.send.remote(version) for learner in self.learners]
+            what = f"send version {version}"
             digest = [wait_for(ref, f"learner {rank}", what, timeout) for rank, ref in enumerate(sent)][0]
             confirmations = [actor.confirm.remote() for actor in self.rollouts.actors]
-            self.weights = []
-        else:
-            packed = [learner.publish.options(num_returns=2).remote(version) for learner in self.learners]
-            digest = wait_for(packed[0][1], "learner 0", what, timeout)
-            self.weights = [packed[0][0]]
-            confirmations = [actor.load.remote(self.weights[0]) for actor in self.rollouts.actors]
         for index, ref in enumerate(confirmations):
             confirmed = wait_for(ref, f"rollout {index}", f"load version {version}", timeout)
             if tuple(confirmed) != (version, digest):
                 raise RunError(f"rollout {index}: took in weights {confirmed}, published were {(version, digest)}")
-        self.version = version
+        self.held = published
 
     def sample(
         self, prompts: pa.Table, sampling: Sampling, prompts_per_call: int
@@ -173,7 +197,7 @@ class Cluster:
             while waiting and len(running) < 2 * len(self.rollouts.actors):
                 block = waiting.pop()
                 table = prompts.slice(block.start, len(block))
-                args = (table, sampling, self.version, self.weights)
+                args = (table, sampling, self.held.version, self.held.weights)
                 running[self.rollouts.call("generate", *args, num_returns="streaming")] = iter(block)
             ready, _ = ray.wait(list(running), num_returns=1, timeout=timeout, fetch_local=False)
             if not ready:
@@ -198,8 +222,8 @@ class Cluster:
         return PendingGroup(
             prompt,
             rollouts,
-            {name: pool.call("score", rollouts, [prompt]) for name, pool in self.experts.items()},
-            self.reference.call("logprobs", rollouts) if self.reference else None,
+            {name: pool.call("score", rollouts, [prompt], **AGAIN) for name, pool in self.experts.items()},
+            self.reference.call("logprobs", rollouts, **AGAIN) if self.reference else None,
         )
 
     def finish(self, group: PendingGroup) -> ScoredGroup:
@@ -219,21 +243,29 @@ class Cluster:
         rollouts = wait_for(group.rollouts, "rollout", f"prompt {group.prompt['prompt_id']}", timeout)
         return ScoredGroup(group.prompt, Rollouts.from_arrow(rollouts), scores, reference)
 
-    def learn(self, batch: LearnerBatch) -> dict[str, float]:
-        """One update over all learner ranks; returns its metrics."""
+    def learn(self, batch: LearnerBatch, on_policy: bool) -> dict[str, float]:
+        """One update over all learner ranks; returns its metrics. `on_policy`: see `LearnerRank.step`."""
         shards = np.array_split(np.arange(len(batch)), len(self.learners))
         calls = [
-            learner.step.remote(batch.take(shard).to_arrow())
+            learner.step.remote(batch.take(shard).to_arrow(), on_policy)
             for learner, shard in zip(self.learners, shards, strict=True)
         ]
         timeout = self.config.cluster.call_timeout_s
         return [wait_for(ref, f"learner {rank}", "step", timeout) for rank, ref in enumerate(calls)][0]
 
-    def export(self, folder: str) -> None:
-        """Write the policy as a plain transformers checkpoint (rank 0 writes)."""
-        calls = [learner.export.remote(folder) for learner in self.learners]
+    def save(self, folder: Path) -> None:
+        """Write the policy as a plain transformers checkpoint, and beside it the learner's state of all ranks.
+
+        Raises RunError if the learner writes to another disk than the one that this process sees.
+        """
+        self._on_learners("save", str(folder))
+        if not (folder / "config.json").is_file():
+            raise RunError(f"learner 0: what it wrote to {folder} is not seen here: use a folder that the nodes share")
+
+    def _on_learners(self, method: str, *args: Any, timeout: float | None = None) -> None:
+        calls = [getattr(learner, method).remote(*args) for learner in self.learners]
         for rank, ref in enumerate(calls):
-            wait_for(ref, f"learner {rank}", "export", self.config.cluster.call_timeout_s)
+            wait_for(ref, f"learner {rank}", method, timeout or self.config.cluster.call_timeout_s)
 
     def stop(self) -> None:
         """End every actor and free their resources."""

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from rewards.base import check_finite
 from rewards.experts import load_expert
 from t2ir1_ray.schema import Rollouts, Scores
 
@@ -22,4 +23,5 @@ class ExpertActor:
         samples = Rollouts.from_arrow(rollouts)
         by_id = {prompt["prompt_id"]: prompt for prompt in prompts}
         scores = self.expert.score(samples.pixels, [by_id[prompt_id] for prompt_id in samples.prompt_id])
+        check_finite(self.expert.name, scores)
         return Scores(np.asarray(scores.scores, np.float32), list(scores.status), list(scores.errors)).to_arrow()

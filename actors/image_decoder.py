@@ -20,7 +20,7 @@ class ImageTokens(NamedTuple):
     """B images of I tokens."""
 
     ids: Tensor  # (B, I) int64
-    logprobs: Tensor  # (B, I) float32, under the conditional distribution
+    logprobs: Tensor  # (B, I) float32, under the conditional distribution, or the guided one that was sampled
 
 
 class ImageDecoder:
@@ -39,6 +39,7 @@ class ImageDecoder:
         seeds: Sequence[int],
         guidance: float,
         temperature: float,
+        guided_logprobs: bool = False,
     ) -> ImageTokens:
         """One image per prompt (each ending in <begin_of_image>).
 
@@ -61,7 +62,7 @@ class ImageDecoder:
             mixed = logits[batch:] + guidance * (conditional - logits[batch:]) if guided else conditional
             token = _pick(mixed, uniforms[:, step], temperature)
             tokens.append(token)
-            scaled = conditional / (temperature or 1.0)
+            scaled = (mixed if guided_logprobs else conditional) / (temperature or 1.0)
             logprobs.append(scaled.log_softmax(-1).gather(1, token[:, None])[:, 0])
             if step + 1 < self.num_tokens:
                 embedded = self.embed(token)

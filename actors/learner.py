@@ -1,9 +1,11 @@
 """LearnerActor: one DeepSpeed rank in a Ray actor, and the packing of new policy versions."""
 
+import socket
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import ray
 
 from actors.weights import Weights, checksum
 from learner.rank import LearnerRank
@@ -11,7 +13,7 @@ from t2ir1_ray.config import LearnerConfig, PolicyConfig
 
 
 class LearnerActor:
-    """What ranks do together (`connect`, `step`, `publish`, `send`, `export`) must be called on all of them."""
+    """What ranks do together (all but `address` and `join_transfer`) must be called on all of them."""
 
     def __init__(
         self,
@@ -20,18 +22,24 @@ class LearnerActor:
         rank: int,
         world_size: int,
         temperature: float,
+        guidance: float,
+        steps: int,
     ):
-        self.rank = LearnerRank(policy, config, rank, world_size, temperature=temperature)
+        self.rank = LearnerRank(policy, config, rank, world_size, temperature, guidance, steps)
 
-    def address(self) -> tuple[str, int]:
-        return self.rank.address()
+    def address(self, routable: bool) -> tuple[str, int]:
+        """Host and a free port of this actor's node; loopback unless other machines must reach it."""
+        host = ray.util.get_node_ip_address() if routable else "127.0.0.1"
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            return host, probe.getsockname()[1]
 
     def connect(self, host: str, port: int) -> None:
         self.rank.connect(host, port)
 
-    def step(self, batch: pa.RecordBatch) -> dict[str, float]:
+    def step(self, batch: pa.RecordBatch, on_policy: bool) -> dict[str, float]:
         """One update on this rank's share of the batch; metrics are reduced over ranks."""
-        return self.rank.step(batch)
+        return self.rank.step(batch, on_policy)
 
     def publish(self, version: int) -> tuple[Weights | None, str | None]:
         """The current parameters as `version`, and their checksum; None on ranks other than 0."""
@@ -50,6 +58,11 @@ class LearnerActor:
         """Publish over NCCL; returns the digest on rank 0."""
         return self.sender.send(version)
 
-    def export(self, folder: str) -> None:
-        """Write the policy as a checkpoint that plain transformers loads."""
+    def save(self, folder: str) -> None:
+        """Write the policy as a checkpoint that plain transformers loads, and beside it what `restore` needs."""
         self.rank.export(Path(folder))
+        self.rank.save(Path(folder))
+
+    def restore(self, folder: str, ranks: int) -> None:
+        """Go on where `save` was called on so many ranks: exactly, if they are as many as now."""
+        self.rank.load(Path(folder), ranks)

@@ -5,18 +5,21 @@ import torch
 
 from learner.logprobs import score_rollouts
 from t2ir1_ray.config import PolicyConfig
-from t2ir1_ray.policy import load_model
+from t2ir1_ray.policy import PromptFormat, load_model, load_tokenizer
 from t2ir1_ray.schema import ReferenceLogprobs, Rollouts
 
 
 class ReferenceActor:
     """The policy as it was before training."""
 
-    def __init__(self, policy: PolicyConfig, tokens_per_batch: int, temperature: float):
+    def __init__(self, policy: PolicyConfig, tokens_per_batch: int, temperature: float, guidance: float):
+        """guidance: w of the images' log-probs; 1 means those of the conditional distribution."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = load_model(policy.path, policy.dtype, device).requires_grad_(False)
         self.tokens_per_batch = tokens_per_batch
         self.temperature = temperature
+        self.guidance = guidance
+        self.pad_id = PromptFormat(load_tokenizer(policy.path), policy).pad_id if guidance != 1.0 else None
 
     def logprobs(self, rollouts: pa.RecordBatch) -> pa.RecordBatch:
         """`ReferenceLogprobs` of a `Rollouts` batch."""
@@ -29,5 +32,7 @@ class ReferenceActor:
             samples.image_ids,
             tokens_per_batch=self.tokens_per_batch,
             temperature=self.temperature,
+            guidance=self.guidance,
+            pad_id=self.pad_id,
         )
         return ReferenceLogprobs(semantic, image).to_arrow()

@@ -1,9 +1,9 @@
 """RolloutActor: prompts in, groups of (plan, image) samples out, streamed as Arrow record batches."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,12 @@ from t2ir1_ray.config import PolicyConfig, RolloutConfig
 from t2ir1_ray.errors import RunError
 from t2ir1_ray.schema import PROMPT_SCHEMA, Rollouts
 
+if TYPE_CHECKING:
+    from actors.text_engine import Plan
+
+TRUNK = ("model.language_model.", "lm_head.", "model.generation_")
+"""Parameter name prefixes of all that makes tokens."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -27,6 +33,10 @@ class Sampling:
     guidance: float
     seed: int
     stream: str
+    semantic_cot: bool = True  # False: images from the prompts alone
+    plan: str | None = None  # this text as every sample's plan instead of a sampled one
+    images_per_plan: int = 1  # samples K p .. K p + K - 1 share a plan
+    guided_logprobs: bool = False  # of image tokens: under the guided instead of the conditional distribution
 
 
 def sample_seed(sampling: Sampling, prompt_id: str, sample: int) -> int:
@@ -38,7 +48,8 @@ def sample_seed(sampling: Sampling, prompt_id: str, sample: int) -> int:
 class RolloutActor:
     """One copy of the policy: vLLM for plans, guided decoding through vLLM's modules for images, the VQ decoder."""
 
-    def __init__(self, policy: PolicyConfig, rollout: RolloutConfig):
+    def __init__(self, policy: PolicyConfig, rollout: RolloutConfig, awaits_weights: bool = True):
+        """`awaits_weights=False`: the checkpoint itself is the policy, as version 0; no push is needed."""
         from actors.image_decoder import ImageDecoder
         from actors.text_engine import TextEngine
 
@@ -57,7 +68,9 @@ class RolloutActor:
         )
         self.decoder = ImageDecoder(self.engine.trunk, self.format.pad_id, num_tokens)
         self.version: int | None = None  # no policy until the first push
-        self._load_frozen(policy.path, config)
+        self._load_checkpoint(policy.path, config, ("model.generation_",) if awaits_weights else TRUNK)
+        if not awaits_weights:
+            self.version = 0
 
     def load(self, weights: Weights) -> tuple[int, str]:
         """Replace the trained parameters; returns the version and the digest of what the model took in."""
@@ -95,16 +108,27 @@ class RolloutActor:
                     f"holds version {self.version} instead of {version}, and NCCL transfers cannot be replayed"
                 )
             self.load(ray.get(weights[0]))
-        for group in self._sample(prompts.cast(PROMPT_SCHEMA).to_pylist(), sampling):
-            yield group.to_arrow()
+        rows = [prompt for prompt in prompts.cast(PROMPT_SCHEMA).to_pylist() for _ in range(sampling.group_size)]
+        samples = self.sample(rows, list(range(sampling.group_size)) * len(prompts), sampling)
+        for start in range(0, len(rows), sampling.group_size):
+            yield samples.take(range(start, start + sampling.group_size)).to_arrow()
 
-    def _sample(self, prompts: list[dict[str, Any]], sampling: Sampling) -> Iterator[Rollouts]:
-        size = sampling.group_size
-        rows = [(prompt, sample) for prompt in prompts for sample in range(size)]
-        seeds = [sample_seed(sampling, prompt["prompt_id"], sample) for prompt, sample in rows]
+    def sample(
+        self, prompts: Sequence[dict[str, Any]], numbers: Sequence[int], sampling: Sampling, vq_batch: int = 64
+    ) -> Rollouts:
+        """One sample per row: number `numbers[i]` of prompt row `prompts[i]` (its `prompt_id` and `prompt` count).
+
+        A sample depends on its own row, not on the rows beside it. Without a sampled plan, `semantic_ids` are empty.
+        `vq_batch`: images that become pixels at once; 1 keeps even their last bit from depending on the others.
+        """
+        rows = list(zip(prompts, numbers, strict=True))
+        seeds = [sample_seed(sampling, prompt["prompt_id"], number) for prompt, number in rows]
         plan_prompts = [self.format.plan_prompt_ids(prompt["prompt"]) for prompt, _ in rows]
-        plans = self.engine.generate(plan_prompts, seeds, sampling.temperature, self.format.eos_id)
-        texts = [self.format.plan_text(plan.ids) for plan in plans]
+        owners = [number - number % sampling.images_per_plan for number in numbers]  # the first sample of each plan
+        plan_seeds = [
+            sample_seed(sampling, prompt["prompt_id"], owner) for prompt, owner in zip(prompts, owners, strict=True)
+        ]
+        plans, texts = self._plans(plan_prompts, plan_seeds, sampling)
         image_prompts = [
             self.format.image_prompt_ids(prompt["prompt"], text) for (prompt, _), text in zip(rows, texts, strict=True)
         ]
@@ -114,36 +138,50 @@ class RolloutActor:
             seeds,
             sampling.guidance,
             sampling.temperature,
+            sampling.guided_logprobs,
         )
-        pixels = self._decode_pixels(images.ids)
-        samples = Rollouts(
+        pixels = self._decode_pixels(images.ids, vq_batch)
+        return Rollouts(
             prompt_id=[prompt["prompt_id"] for prompt, _ in rows],
-            sample=np.array([sample for _, sample in rows], np.int32),
+            sample=np.array(numbers, np.int32),
             policy_version=np.full(len(rows), self.version, np.int32),
             seed=np.array(seeds, np.int64),
             semantic_prompt_ids=[np.asarray(ids, np.int32) for ids in plan_prompts],
             semantic_ids=[plan.ids for plan in plans],
             semantic_logprobs=[plan.logprobs for plan in plans],
-            plan=texts,
+            plan=[text or "" for text in texts],
             image_prompt_ids=[np.asarray(ids, np.int32) for ids in image_prompts],
             image_ids=images.ids.cpu().numpy().astype(np.int32),
             image_logprobs=images.logprobs.cpu().numpy(),
             pixels=pixels,
         )
-        for start in range(0, len(rows), size):
-            yield samples.take(range(start, start + size))
+
+    def _plans(
+        self, prompts: list[list[int]], seeds: list[int], sampling: Sampling
+    ) -> "tuple[list[Plan], list[str | None]]":
+        """What was sampled (nothing if no plan is wanted or one is given), and the text that each image follows."""
+        from actors.text_engine import Plan
+
+        if sampling.semantic_cot and sampling.plan is None:
+            wanted = list(zip(map(tuple, prompts), seeds, strict=True))
+            distinct = list(dict.fromkeys(wanted))
+            written = self.engine.generate(*zip(*distinct, strict=True), sampling.temperature, self.format.eos_id)
+            plan_of = dict(zip(distinct, written, strict=True))
+            plans = [plan_of[key] for key in wanted]
+            return plans, [self.format.plan_text(plan.ids) for plan in plans]
+        nothing = Plan(np.empty(0, np.int32), np.empty(0, np.float32))
+        return [nothing] * len(prompts), [sampling.plan if sampling.semantic_cot else None] * len(prompts)
 
     @torch.inference_mode()
-    def _decode_pixels(self, image_ids: torch.Tensor, batch_size: int = 64) -> np.ndarray:
+    def _decode_pixels(self, image_ids: torch.Tensor, batch_size: int) -> np.ndarray:
         from actors.image_decoder import to_pixels
 
         return torch.cat([to_pixels(self.vq, ids) for ids in image_ids.split(batch_size)]).numpy()
 
-    def _load_frozen(self, path: str, config: Any) -> None:
-        """Image embeddings, aligner and head into the trunk, and the VQ decoder: they never change."""
+    def _load_checkpoint(self, path: str, config: Any, prefixes: tuple[str, ...]) -> None:
+        """Tensors of these name prefixes into the trunk, and the VQ decoder. What is trained comes by `load`."""
         state = janus.load_state_dict(path)
-        frozen = {name: tensor for name, tensor in state.items() if name.startswith("model.generation_")}
-        self.engine.load(frozen)
+        self.engine.load({name: tensor for name, tensor in state.items() if name.startswith(prefixes)})
         self.vq = JanusVQVAE(config.vq_config)
         prefix = "model.vqmodel."
         self.vq.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})

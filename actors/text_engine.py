@@ -79,7 +79,8 @@ class TextEngine:
         """Replace the given parameters (transformers' names of Janus); returns the digest of what the model took in."""
         self.trunk.received.clear()
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
-        return self._forget_prefixes()
+        self._forget_prefixes()
+        return digest(self.trunk.received)
 
     def join_transfer(self, init_info: dict[str, Any]) -> None:
         """Enter the NCCL group of weight transfers (`nccl_transfer.py`)."""
@@ -95,17 +96,21 @@ class TextEngine:
     def finish_update(self) -> str:
         """End an update over NCCL; returns the digest of what the model took in."""
         self._llm.finish_weight_update()
-        return self._forget_prefixes()
+        self._forget_prefixes()
+        return digest(self.trunk.received)
 
-    def _forget_prefixes(self) -> str:
+    def _forget_prefixes(self) -> None:
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM kept its prefix cache: plans would come from old weights")
-        return digest(self.trunk.received)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], temperature: float, eos_id: int
     ) -> list[Plan]:
-        """One plan per prompt, sampled over the full vocabulary; `temperature=0`: greedy."""
+        """One plan per prompt, sampled over the full vocabulary; `temperature=0`: greedy.
+
+        Cached prefixes of earlier calls are forgotten: which ones there were changes the last bit of the arithmetic.
+        """
+        self._forget_prefixes()
         params = [
             SamplingParams(
                 temperature=temperature,

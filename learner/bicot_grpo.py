@@ -25,7 +25,7 @@ class TokenLosses(NamedTuple):
 
     loss: Tensor  # float, before masking and averaging
     kl: Tensor  # float, estimate of KL(policy || reference)
-    clipped: Tensor  # bool, where clipping has cut the gain and with it the gradient
+    clipped: Tensor  # bool, where clipping or truncation has cut the gain
 
 
 def group_advantages(rewards: Tensor, group_size: int, eps: float = 1e-4) -> Tensor:
@@ -52,6 +52,31 @@ def ragged_advantages(rewards: np.ndarray, group: np.ndarray, std: bool = True, 
             centred = values - values.mean()
             advantages[members] = centred / (values.std(ddof=1) + eps) if std else centred
     return advantages.astype(np.float32)
+
+
+def nested_advantages(
+    rewards: np.ndarray, group: np.ndarray, plan: np.ndarray, std: bool = True, eps: float = 1e-4
+) -> tuple[np.ndarray, np.ndarray]:
+    """Credit for each level where a plan has several images: (of the plan, of the image), each (N,) float32.
+
+    A plan is worth the mean reward of its images and is compared with the other plans of its prompt; an image is
+    compared with the other images of its plan, in units of the group's pooled spread inside plans. So neither level
+    is praised for the other's luck. An image that is alone with its plan stands for it and shares its advantage: with
+    one image per plan both are `ragged_advantages`.
+    rewards: (N,); group, plan: (N,) numbers of the prompt and of the plan, plans numbered across groups.
+    """
+    _, first, index = np.unique(plan, return_index=True, return_inverse=True)
+    images = np.bincount(index)
+    value = np.bincount(index, weights=rewards.astype(np.float64)) / images
+    semantic = ragged_advantages(value, group[first], std, eps)[index]
+    deviation = rewards - value[index]
+    image = np.where(images[index] == 1, semantic, deviation)
+    for number in np.unique(group):
+        inside = (group == number) & (images[index] > 1)
+        freedom = inside.sum() - len(np.unique(plan[inside]))
+        if std and freedom and np.abs(deviation[inside]).max() > 0:
+            image[inside] /= np.sqrt(np.square(deviation[inside]).sum() / freedom) + eps
+    return semantic, image.astype(np.float32)
 
 
 def completion_mask(completion_ids: Tensor, eos_token_id: int) -> Tensor:
@@ -82,16 +107,23 @@ def token_losses(
     clip_low: float = 0.2,
     clip_high: float = 0.2,
     kl: str = "k3",
+    max_ratio: Tensor | None = None,
 ) -> TokenLosses:
     """-min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A) + beta kl of every token; arguments broadcast.
 
     `old_logprobs=None`: on-policy, the ratio is 1 in value and nothing is clipped. Two bounds: DAPO, arXiv 2503.14476.
+    `max_ratio`: no clipping but a truncated importance weight, -min(ratio, max_ratio) A grad log p, which corrects
+    for samples of an older policy and keeps their gradient (IMPALA, arXiv 1802.01561).
     """
     divergence = kl_estimate(logprobs, ref_logprobs, kl)
     if old_logprobs is None:
         gain = (logprobs - logprobs.detach()).exp() * advantages
         return TokenLosses(beta * divergence - gain, divergence, torch.zeros_like(gain, dtype=torch.bool))
     ratio = (logprobs - old_logprobs).exp()
+    if max_ratio is not None:
+        weight = ratio.detach().minimum(max_ratio)
+        gain = weight * (logprobs - logprobs.detach()).exp() * advantages
+        return TokenLosses(beta * divergence - gain, divergence, ratio > max_ratio)
     gain = ratio * advantages
     bounded = ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
     return TokenLosses(beta * divergence - torch.minimum(gain, bounded), divergence, bounded < gain)

@@ -73,19 +73,24 @@ def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Ten
 
 
 def sequence_logprobs(
-    model: nn.Module, batch: MicroBatch, temperature: float = 1.0, entropy: bool = True
+    model: nn.Module, batch: MicroBatch, temperature: float = 1.0, entropy: bool = True, guidance: float = 1.0
 ) -> TokenValues:
     """Values of the tokens that `batch` predicts, under the distribution softmax(logits / temperature).
 
     model: JanusForConditionalGeneration; batch: on its device. Every module of the language path runs, on no rows if
     need be (see `packing`). Memory: one row of logits per predicted token, none for prompts and padding.
+    guidance: w of images, whose logits are uncond + w (cond - uncond) where the batch has unconditional rows.
     """
     text = model.get_input_embeddings()(batch.text_ids)
     codes = model.prepare_embeddings_for_image_generation(batch.code_ids)
     embeds = text.flatten(0, 1).index_copy(0, batch.code_places, codes.to(text.dtype)).view_as(text)
     hidden = model.model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state.flatten(0, 1)
     plans = model.lm_head(hidden.index_select(0, batch.semantic_places))
-    images = model.model.generation_head(hidden.index_select(0, batch.image_places))
+    drawn = torch.cat([batch.image_places, batch.unconditional_places])  # one call: ZeRO-3 counts them
+    images = model.model.generation_head(hidden.index_select(0, drawn))
+    if len(batch.unconditional_places):
+        conditional, unconditional = images.float().tensor_split([len(batch.image_places)])
+        images = unconditional + guidance * (conditional - unconditional)
     pairs = [
         _LogSoftmaxAt.apply(plans, batch.semantic_ids, temperature, entropy),
         _LogSoftmaxAt.apply(images, batch.image_ids, temperature, entropy),
@@ -102,14 +107,20 @@ def score_rollouts(
     image_ids: np.ndarray,
     tokens_per_batch: int,
     temperature: float = 1.0,
+    guidance: float = 1.0,
+    pad_id: int | None = None,
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Log-probs of N >= 1 samples: N arrays (plan length,) and (N, I), float32. No gradient."""
+    """Log-probs of N >= 1 samples: N arrays (plan length,) and (N, I), float32. No gradient.
+
+    pad_id: of the unconditional rows; None: log-probs of images are those of the conditional distribution.
+    """
     borders = np.cumsum([len(ids) for ids in semantic_ids])
     plan_tokens = int(borders[-1])
     device = model.lm_head.weight.device
     values = torch.empty(plan_tokens + image_ids.size, dtype=torch.float32, device=device)
-    for batch in micro_batches(semantic_prompt_ids, semantic_ids, image_prompt_ids, image_ids, tokens_per_batch):
+    inputs = semantic_prompt_ids, semantic_ids, image_prompt_ids, image_ids
+    for batch in micro_batches(*inputs, tokens_per_batch, pad_id):
         batch = batch.to(device)
-        values[batch.token] = sequence_logprobs(model, batch, temperature, entropy=False).logprobs
+        values[batch.token] = sequence_logprobs(model, batch, temperature, False, guidance).logprobs
     found = values.cpu().numpy()
     return np.split(found[:plan_tokens], borders[:-1]), found[plan_tokens:].reshape(image_ids.shape)

@@ -7,9 +7,9 @@ same number of micro-batches through the same modules (see `packing`): one with 
 import logging
 import math
 import os
-import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -22,11 +22,14 @@ from torch import Tensor, nn
 
 from learner.bicot_grpo import token_losses
 from learner.logprobs import TokenValues, sequence_logprobs
+from learner.lora import adapted_layers, add_lora, save_adapter
 from learner.meter import StepMeter
 from learner.packing import MicroBatch, idle_batch, in_token_order, micro_batches
+from learner.schedules import ScheduledValue, schedule
+from learner.universal import universal_checkpoint
 from t2ir1_ray.config import LearnerConfig, PolicyConfig
 from t2ir1_ray.errors import RunError
-from t2ir1_ray.policy import freeze, load_model, save_policy
+from t2ir1_ray.policy import PromptFormat, freeze, load_model, load_tokenizer, save_policy
 from t2ir1_ray.schema import LearnerBatch
 
 CHECKPOINT = "learner"
@@ -36,13 +39,14 @@ CHECKPOINT = "learner"
 class _Policy(nn.Module):
     """Janus with log-probs as its forward pass, so that ZeRO-3's hooks see every parameter's use."""
 
-    def __init__(self, janus: nn.Module, temperature: float):
+    def __init__(self, janus: nn.Module, temperature: float, guidance: float):
         super().__init__()
         self.janus = janus
         self.temperature = temperature
+        self.guidance = guidance
 
     def forward(self, batch: MicroBatch) -> TokenValues:
-        return sequence_logprobs(self.janus, batch, self.temperature)
+        return sequence_logprobs(self.janus, batch, self.temperature, guidance=self.guidance)
 
 
 class _Tokens(NamedTuple):
@@ -61,7 +65,7 @@ class _Tokens(NamedTuple):
             return np.concatenate([np.repeat(semantic, lengths), np.repeat(image, width)])
 
         columns = (
-            spread(data.advantage, data.advantage),
+            spread(data.semantic_advantage, data.image_advantage),
             spread(data.semantic_token_weight, data.image_token_weight),
             in_token_order(data.semantic_logprobs, data.image_logprobs),
             in_token_order(data.semantic_ref_logprobs, data.image_ref_logprobs),
@@ -73,7 +77,7 @@ class _Tokens(NamedTuple):
 
 
 class LearnerRank:
-    """One of `world_size` processes that train together. All ranks must call every method but `address` together."""
+    """One of `world_size` processes that train together. All ranks must call every method together."""
 
     def __init__(
         self,
@@ -82,18 +86,20 @@ class LearnerRank:
         rank: int,
         world_size: int,
         temperature: float = 1.0,
+        guidance: float = 1.0,
+        steps: int = 1,
     ):
-        """temperature: of sampling; log-probs are those of the distribution that was sampled from."""
+        """temperature: of sampling; log-probs are those of the distribution that was sampled from.
+
+        guidance: w of the images' log-probs; 1 means those of the conditional distribution, whatever the images were
+        sampled with. steps: of the whole run, over which the schedules go.
+        """
         self.policy, self.config = policy, config
         self.rank, self.world_size = rank, world_size
-        self.temperature = temperature
-
-    def address(self) -> tuple[str, int]:
-        """Host and a free port of this rank's node, where the ranks can meet."""
-        host = socket.gethostbyname(socket.gethostname()) if self.world_size > 1 else "127.0.0.1"
-        with socket.socket() as probe:
-            probe.bind((host, 0))
-            return host, probe.getsockname()[1]
+        self.temperature, self.guidance = temperature, guidance
+        self.steps = steps
+        self.beta = ScheduledValue(config.beta, config.beta_schedule, steps)
+        self.pad_id = PromptFormat(load_tokenizer(policy.path), policy).pad_id if guidance != 1.0 else None
 
     def connect(self, host: str, port: int, timeout_s: float = 600.0) -> None:
         """Meet the other ranks, load the policy and build optimizer and schedule.
@@ -124,13 +130,11 @@ class LearnerRank:
             betas=self.config.betas,
             weight_decay=self.config.weight_decay,
         )
-        warmup = self.config.warmup_steps  # the first step already moves: (1, 2, ...) / (warmup + 1)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup)
         self.engine, *_ = deepspeed.initialize(
-            model=_Policy(model, self.temperature),
+            model=_Policy(model, self.temperature, self.guidance),
             model_parameters=parameters,
             optimizer=optimizer,
-            lr_scheduler=schedule,
+            lr_scheduler=schedule(optimizer, self.config.lr_schedule, self.config.warmup_steps, self.steps),
             config=self._deepspeed_config(),
         )
 
@@ -138,14 +142,14 @@ class LearnerRank:
         """One update on this rank's samples (`LearnerBatch`, possibly none); returns metrics of the whole batch.
 
         `on_policy=False`: the ratio is taken against the stored sampling log-probs, and clipped. The metrics are those
-        of `StepMeter`, and grad_norm (before clipping) and lr. Raises RunError if the loss or gradient is not finite.
+        of `StepMeter`, and grad_norm (before clipping), lr and beta. Raises RunError if loss or gradient is not finite.
         """
         data = LearnerBatch.from_arrow(batch)
         device = self.engine.device
         tokens = _Tokens.of(data, device)
         work = self._work(data)
         meter = StepMeter(device)
-        lr = float(self.engine.get_lr()[0])
+        lr, beta = float(self.engine.get_lr()[0]), self.beta.value
         for index, micro_batch in enumerate(work):
             micro_batch = micro_batch.to(device)
             own = tokens.at(micro_batch.token)
@@ -154,11 +158,12 @@ class LearnerRank:
                 values.logprobs,
                 own.reference,
                 own.advantages,
-                self.config.beta,
+                beta,
                 None if on_policy else own.sampled,
                 self.config.clip_low,
                 self.config.clip_high,
                 self.config.kl,
+                self._max_ratio(micro_batch),
             )
             loss = (own.weights * losses.loss).sum()
             self.engine.set_gradient_accumulation_boundary(index == len(work) - 1)
@@ -166,22 +171,23 @@ class LearnerRank:
             self.engine.backward(loss * self.world_size)
             self.engine.step()
             meter.add(micro_batch, loss, losses, values, own.sampled)
-        metrics = meter.metrics() | {"grad_norm": float(self.engine.get_global_grad_norm()), "lr": lr}
+        self.beta.step()
+        metrics = meter.metrics() | {"grad_norm": float(self.engine.get_global_grad_norm()), "lr": lr, "beta": beta}
         if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
             raise RunError(f"learner: loss={metrics['loss']} grad_norm={metrics['grad_norm']}: not finite")
         return metrics
 
     def trainable_metadata(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
-        """(name, dtype, full shape) of every trained parameter, in the order of `gather_trainable`."""
-        return [(name, p.dtype, tuple(getattr(p, "ds_shape", p.shape))) for name, p in self._trainable()]
+        """(name, dtype, full shape) of every parameter that training changes, in the order of `gather_trainable`."""
+        sources = [(name, parameters[0]) for name, parameters, _ in self._changing()]
+        return [(name, p.dtype, tuple(getattr(p, "ds_shape", p.shape))) for name, p in sources]
 
     def gather_trainable(self) -> Iterator[tuple[str, Tensor]]:
-        """Every trained parameter in full, one at a time, on the rank's device; all ranks must walk through it."""
-        from deepspeed import zero
-
-        for name, parameter in self._trainable():
-            with zero.GatheredParameters([parameter], modifier_rank=None, enabled=self.config.zero_stage == 3):
-                yield name, parameter.detach()
+        """Every parameter of the policy that training changes in full, adapters merged, one at a time, on the rank's
+        device; all ranks must walk through it."""
+        for name, parameters, value in self._changing():
+            with self._gathered(parameters):
+                yield name, value()
 
     def trainable_state(self) -> dict[str, Tensor] | None:
         """The trained parameters under transformers' names on the CPU; None on ranks other than 0."""
@@ -192,10 +198,18 @@ class LearnerRank:
         return state if self.rank == 0 else None
 
     def export(self, folder: Path) -> None:
-        """Write a checkpoint that plain transformers loads (rank 0 writes); it is complete when the call returns."""
+        """Write a checkpoint that plain transformers loads (rank 0 writes); it is complete when the call returns.
+
+        With LoRA its adapters are merged, and stand alone in the subfolder `adapter`.
+        """
         state = self.trainable_state()
         if state is not None:
             save_policy(self.policy.path, state, folder)
+        if self.config.lora_rank:
+            janus = self.engine.module.janus
+            with self._gathered([parameter for parameter in janus.parameters() if parameter.requires_grad]):
+                if self.rank == 0:
+                    save_adapter(janus, self.config, folder / "adapter")
         dist.barrier()
 
     def save(self, folder: Path) -> None:
@@ -206,9 +220,21 @@ class LearnerRank:
         self.engine.save_checkpoint(str(folder), CHECKPOINT, save_latest=False, exclude_frozen_parameters=True)
         dist.barrier()
 
-    def load(self, folder: Path) -> None:
-        """Go on exactly where `save` was called. DeepSpeed unpickles: only folders that this run wrote."""
-        self.engine.load_checkpoint(str(folder), CHECKPOINT, load_module_strict=False)
+    def load(self, folder: Path, ranks: int | None = None) -> None:
+        """Go on where `save` was called on `ranks` ranks (None: as many as now).
+
+        Exact on as many ranks; on others through DeepSpeed's universal checkpoint, equal but for rounding. DeepSpeed
+        unpickles: only folders that this run wrote.
+        """
+        if ranks in (None, self.world_size):
+            self.engine.load_checkpoint(str(folder), CHECKPOINT, load_module_strict=False)
+        else:
+            with universal_checkpoint(folder / CHECKPOINT, self.rank) as converted:
+                self.engine._config.load_universal_checkpoint = True
+                self.engine.load_checkpoint(str(converted.parent), converted.name, load_module_strict=False)
+                self.engine._config.load_universal_checkpoint = False
+        for _ in range(self.engine.global_steps):
+            self.beta.step()
 
     def _model(self, device: str) -> tuple[nn.Module, list[nn.Parameter]]:
         """The policy, ready to train, and its trainable parameters."""
@@ -217,11 +243,21 @@ class LearnerRank:
             delattr(model.model, unused)
         if self.config.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        return model.train(), list(freeze(model).values())  # Janus has no dropout: train() only switches checkpointing
+        trainable = add_lora(model, self.config) if self.config.lora_rank else list(freeze(model).values())
+        return model.train(), trainable  # Janus has no dropout: train() only switches checkpointing
 
-    def _trainable(self) -> list[tuple[str, nn.Parameter]]:
-        named = self.engine.module.janus.named_parameters()
-        return [(name, parameter) for name, parameter in named if parameter.requires_grad]
+    def _changing(self) -> list[tuple[str, list[nn.Parameter], Callable[[], Tensor]]]:
+        """(name, what must be gathered for it, its value then) of every parameter of the policy that changes."""
+        janus = self.engine.module.janus
+        if self.config.lora_rank:
+            return [(layer.name, layer.parameters, layer.merged) for layer in adapted_layers(janus)]
+        return [(name, [p], p.detach) for name, p in janus.named_parameters() if p.requires_grad]
+
+    def _gathered(self, parameters: list[nn.Parameter]) -> AbstractContextManager[None]:
+        """The parameters in full on every rank, where ZeRO-3 has cut them."""
+        from deepspeed import zero
+
+        return zero.GatheredParameters(parameters, modifier_rank=None, enabled=self.config.zero_stage == 3)
 
     def _work(self, data: LearnerBatch) -> list[MicroBatch]:
         """This rank's micro-batches, followed by idle ones up to the number of the busiest rank."""
@@ -231,12 +267,26 @@ class LearnerRank:
             data.image_prompt_ids,
             data.image_ids,
             self.config.tokens_per_batch,
+            self.pad_id,
         )
         most = torch.tensor(len(work), device=self.engine.device)
         dist.all_reduce(most, dist.ReduceOp.MAX)
         if not most.item():
             raise ValueError("LearnerRank.step: no rank has a sample")
         return work + [idle_batch()] * (int(most) - len(work))
+
+    def _max_ratio(self, batch: MicroBatch) -> Tensor | None:
+        """Where each token's importance weight is truncated.
+
+        Weights are per token and not per segment: the product over 576 image tokens is 0 or infinity after any update.
+        The bounds are apart because a token's share is: one of 60 plan tokens moves the gradient ten times as far as
+        one of 576 image tokens, and plans drift faster.
+        """
+        if self.config.correction == "clip":
+            return None
+        bounds = torch.tensor([self.config.semantic_max_ratio, self.config.image_max_ratio])
+        counts = torch.tensor([len(batch.semantic_ids), len(batch.image_ids)])
+        return bounds.repeat_interleave(counts).to(batch.token.device)
 
     def _deepspeed_config(self) -> dict[str, Any]:
         bf16 = self.config.dtype == "bfloat16"

@@ -118,6 +118,13 @@ def score_in_batches(
     return ExpertScores(scores, status, errors)
 
 
+def check_finite(name: str, scores: ExpertScores) -> None:
+    """Raise NonFiniteScore if a sample has the status "ok" without a finite score."""
+    for index, (score, status) in enumerate(zip(scores.scores, scores.status, strict=True)):
+        if status == "ok" and not np.isfinite(score):
+            raise NonFiniteScore(f"{name}: score of sample {index} is not finite")
+
+
 def index_of_each(values: Sequence[Any]) -> tuple[list[Any], list[int]]:
     """The distinct values in order of first appearance, and for every value its position among them."""
     position = {value: index for index, value in enumerate(dict.fromkeys(values))}

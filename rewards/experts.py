@@ -23,6 +23,7 @@ EXPERTS = {
 
 BAD_CHECKPOINT = (
     OSError,
+    AttributeError,
     ImportError,
     KeyError,
     TypeError,
@@ -39,14 +40,15 @@ DTYPES = ("float32", "bfloat16", "float16")
 def load_expert(kind: str, path: str, device: str = "cpu", dtype: str = "float32", **options: Any) -> Expert:
     """Open one expert from a checkpoint folder or file (or a model hub id, fetched only because it was named).
 
-    kind: a key of EXPERTS. dtype: "float32", "bfloat16" or "float16". options: keyword arguments of the expert's class.
+    kind: a key of EXPERTS, or "package.module.Class" for an expert of your own. dtype: "float32", "bfloat16" or
+    "float16". options: keyword arguments of the expert's class.
     Raises UserError with one line if the kind, the options or the checkpoint are wrong.
     """
-    if kind not in EXPERTS:
-        raise UserError(f"expert kind: {kind!r} is unknown: choose one of {', '.join(EXPERTS)}")
+    module, _, class_name = EXPERTS.get(kind, kind).rpartition(".")
+    if not module:
+        raise UserError(f"expert kind: {kind!r} is unknown: choose one of {', '.join(EXPERTS)}, or name a class")
     if dtype not in DTYPES:
         raise UserError(f"expert dtype: {dtype!r} is unknown: choose one of {', '.join(DTYPES)}")
-    module, _, class_name = EXPERTS[kind].rpartition(".")
     try:
         expert_class = getattr(import_module(module), class_name)
         return expert_class(path, device=device, dtype=dtype, **options)

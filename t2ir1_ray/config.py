@@ -39,6 +39,7 @@ class RolloutConfig:
     num_gpus: float = 1.0  # GPUs of one rollout actor
     num_cpus: float = 1.0
     group_size: int = 8  # G: samples (plan, image) per prompt
+    images_per_plan: int = 1  # K: images drawn after each plan; G / K plans are written
     prompts_per_call: int = 4  # unit of work handed to an actor: results do not depend on the number of actors
     temperature: float = 1.0  # of the plan's and the image's tokens
     guidance: float = 5.0  # w in uncond + w (cond - uncond); 1 means no guidance and one row per image
@@ -49,7 +50,7 @@ class RolloutConfig:
 
 @dataclass
 class ExpertConfig:
-    kind: str = MISSING  # hps, git, blip, grounding_dino, yolo_world, orm
+    kind: str = MISSING  # hps, git, blip, grounding_dino, yolo_world, orm, or your own package.module.Class
     path: str = MISSING  # checkpoint: folder, file or hub id
     weight: float = 1.0  # in the sum of rewards
     role: str = "reward"  # reward: trained on; monitor: scored and logged only, the canary against reward hacking
@@ -84,27 +85,46 @@ class LearnerConfig:
     zero_stage: int = 3  # 1, 2 or 3
     dtype: str = "bfloat16"  # of parameters and activations; the optimizer keeps float32
     learning_rate: float = 1e-6
+    lr_schedule: str = "constant"  # constant, linear or cosine (towards 0 at the end of the run)
     warmup_steps: int = 0
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     beta: float = 0.01  # weight of the KL term; 0: no reference actor is started
+    beta_schedule: str = "constant"  # constant, linear or cosine
     kl: str = "k3"  # k1, k2 or k3 estimator
     clip_low: float = 0.2  # ratio is clipped to [1 - clip_low, 1 + clip_high] when it can differ from 1
     clip_high: float = 0.2
+    correction: str = "truncate"  # off-policy (async): truncate the importance ratio, or clip it as PPO does
+    semantic_max_ratio: float = 2.0  # where the ratio of plan tokens is truncated
+    image_max_ratio: float = 2.0  # where that of image tokens is
     advantage_std: bool = True  # divide by the group's standard deviation; False: Dr.GRPO
+    advantages: str = (
+        "shared"  # shared (official), or nested: plans and images are credited apart (images_per_plan > 1)
+    )
+    image_logprobs: str = (
+        "conditional"  # conditional (official), or guided: of what was really sampled, two rows per image
+    )
     loss_average: str = "group"  # group (official), token or sequence
     semantic_weight: float = 1.0  # multiplies the loss of plan tokens
     image_weight: float = 1.0  # multiplies the loss of image tokens
-    zero_variance: str = "keep"  # keep (official) or filter groups whose rewards are all equal
+    zero_variance: str = "keep"  # groups of equal rewards: keep (official), filter, or resample other prompts for them
+    max_resamples: int = 2  # rounds of new prompts in a step; what is still equal then is filtered
     tokens_per_batch: int = 8192  # micro-batches hold at most this many (padded) tokens; does not change the gradient
     gradient_checkpointing: bool = True
+    lora_rank: int = 0  # r of LoRA on the language model's linear layers; 0: the whole language model is trained
+    lora_alpha: float = 32.0  # adapters are scaled by alpha / r
+    lora_targets: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )
 
 
 @dataclass
 class TrainConfig:
     steps: int = 1600
     seed: int = 0
+    mode: str = "sync"  # sync: rollouts wait for the newest policy; async: they run ahead while the learner trains
+    max_staleness: int = 1  # async: updates between the policy that sampled and the one that learns; 0: as sync
 
 
 @dataclass
@@ -122,7 +142,9 @@ class JournalConfig:
     name: str | None = None  # default: config name and start time
     dump_every: int = 1  # steps between Parquet dumps of rollouts with rewards; 0: never
     images_every: int = 10  # steps between image grids in TensorBoard; 0: never
-    save_every: int = 0  # steps between policy checkpoints besides the final one; 0: final only
+    save_every: int = 0  # steps between checkpoints, from which a run can be resumed; 0: the final one only
+    keep_last: int = 2  # newest checkpoints that stay, besides the one with the best held-out accuracy; 0: all
+    profile: bool = False  # write trace.json, a Chrome trace of the phases of all steps
 
 
 @dataclass
@@ -150,6 +172,9 @@ class Config:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
+SCHEDULES = ("constant", "linear", "cosine")
+FILE = "config.yaml"
+"""Name of the configuration in a run folder."""
 SHIPPED = resources.files("t2ir1_ray") / "shapes" / "weights"
 OmegaConf.register_resolver("shipped", lambda name: str(SHIPPED / name), replace=True)
 
@@ -236,6 +261,7 @@ def _check(config: Config) -> None:
         "data.prompts_per_step": data.prompts_per_step,
         "rollout.actors": rollout.actors,
         "rollout.prompts_per_call": rollout.prompts_per_call,
+        "rollout.images_per_plan": rollout.images_per_plan,
         "rollout.temperature": rollout.temperature,
         "rollout.max_sequences": rollout.max_sequences,
         "learner.ranks": learner.ranks,
@@ -255,7 +281,13 @@ def _check(config: Config) -> None:
         "learner.zero_stage": (learner.zero_stage, (1, 2, 3)),
         "learner.kl": (learner.kl, ("k1", "k2", "k3")),
         "learner.loss_average": (learner.loss_average, ("group", "token", "sequence")),
-        "learner.zero_variance": (learner.zero_variance, ("keep", "filter")),
+        "learner.zero_variance": (learner.zero_variance, ("keep", "filter", "resample")),
+        "learner.correction": (learner.correction, ("truncate", "clip")),
+        "train.mode": (config.train.mode, ("sync", "async")),
+        "learner.advantages": (learner.advantages, ("shared", "nested")),
+        "learner.image_logprobs": (learner.image_logprobs, ("conditional", "guided")),
+        "learner.lr_schedule": (learner.lr_schedule, SCHEDULES),
+        "learner.beta_schedule": (learner.beta_schedule, SCHEDULES),
         "reward.combine": (config.reward.combine, ("sum", "gdpo")),
         "rollout.weight_transfer": (rollout.weight_transfer, ("object_store", "nccl")),
         "eval.verifier": (config.eval.verifier, (None, "shapes")),
@@ -265,6 +297,23 @@ def _check(config: Config) -> None:
         _require(value in allowed, key, value, f"must be one of {', '.join(map(str, allowed))}")
     size = rollout.group_size
     _require(size >= 2, "rollout.group_size", size, "advantages compare samples of one prompt: at least 2")
+    plans, left = divmod(size, rollout.images_per_plan)
+    _require(left == 0, "rollout.images_per_plan", rollout.images_per_plan, f"must divide rollout.group_size={size}")
+    _require(
+        learner.advantages == "shared" or plans >= 2,
+        "rollout.images_per_plan",
+        rollout.images_per_plan,
+        "nested advantages compare plans: at least 2 per prompt",
+    )
+    _require(learner.lora_rank >= 0, "learner.lora_rank", learner.lora_rank, "must not be negative (0: no LoRA)")
+    _require(learner.max_resamples >= 0, "learner.max_resamples", learner.max_resamples, "must not be negative")
+    _require(config.train.max_staleness >= 0, "train.max_staleness", config.train.max_staleness, "must not be negative")
+    _require(
+        config.train.mode == "sync" or rollout.weight_transfer == "object_store",
+        "rollout.weight_transfer",
+        rollout.weight_transfer,
+        "NCCL needs learner and rollout actors at once: use object_store with train.mode=async",
+    )
     _require(learner.beta >= 0, "learner.beta", learner.beta, "must not be negative")
     _require(rollout.guidance >= 1, "rollout.guidance", rollout.guidance, "must be at least 1 (1: no guidance)")
     _require(

@@ -1,12 +1,12 @@
 """From scored groups to what the learner trains on: rewards, dropped samples, advantages, token weights, metrics."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from actors.cluster import ScoredGroup
-from learner.bicot_grpo import ragged_advantages, token_weights
+from learner.bicot_grpo import nested_advantages, ragged_advantages, token_weights
 from rewards.base import ExpertScores
 from rewards.ensemble import combine, insight
 from t2ir1_ray.config import Config
@@ -23,7 +23,8 @@ class Experience:
     task_types: list[str]  # N
     scores: dict[str, ExpertScores]  # expert -> N
     rewards: np.ndarray  # (N,) NaN where dropped
-    advantages: np.ndarray  # (N,) NaN where dropped
+    semantic_advantages: np.ndarray  # (N,) of the plans, NaN where dropped
+    advantages: np.ndarray  # (N,) of the images, NaN where dropped
     batch: LearnerBatch
     metrics: dict[str, float]
 
@@ -38,9 +39,7 @@ def assemble(groups: Sequence[ScoredGroup], config: Config) -> Experience:
     index = np.repeat(np.arange(len(groups)), sizes)
     task_types = [str(groups[i].prompt["task_type"]) for i in index]
     scores = {name: _concat([group.scores[name] for group in groups]) for name in config.experts}
-    weights = {name: expert.weight for name, expert in config.experts.items() if expert.role == "reward"}
-
-    rewards, usable = combine(scores, weights, config.reward.combine, index)
+    rewards, usable = combine(scores, _weights(config), config.reward.combine, index)
     counts = np.bincount(index, weights=usable, minlength=len(groups))
     keep = usable & (counts >= config.reward.min_group_size)[index]
     spread = np.zeros(len(groups))
@@ -48,14 +47,21 @@ def assemble(groups: Sequence[ScoredGroup], config: Config) -> Experience:
         spread[g] = np.ptp(rewards[keep & (index == g)])
     kept_groups = np.unique(index[keep])
     zero_variance = float(np.mean(spread[kept_groups] == 0.0)) if len(kept_groups) else 0.0
-    if config.learner.zero_variance == "filter":
+    if config.learner.zero_variance != "keep":
         keep &= (spread > 0.0)[index]
     if not keep.any():
         raise RunError("no group is left to train on: every sample failed, or every group has equal rewards")
 
-    advantages = np.full(len(rollouts), np.nan, np.float32)
-    advantages[keep] = ragged_advantages(rewards[keep], index[keep], std=config.learner.advantage_std)
-    batch = _learner_batch(groups, rollouts, index, keep, advantages, config)
+    plan = index * config.rollout.group_size + rollouts.sample // config.rollout.images_per_plan
+    semantic_advantages, advantages = np.full((2, len(rollouts)), np.nan, np.float32)
+    if config.learner.advantages == "nested":
+        credit = nested_advantages(rewards[keep], index[keep], plan[keep], std=config.learner.advantage_std)
+    else:
+        credit = [ragged_advantages(rewards[keep], index[keep], std=config.learner.advantage_std)] * 2
+    semantic_advantages[keep], advantages[keep] = credit
+    batch = _learner_batch(groups, rollouts, index, keep, config)
+    batch = replace(batch, semantic_advantage=semantic_advantages[keep], image_advantage=advantages[keep])
+    batch = share_plans(batch, plan[keep]) if config.rollout.images_per_plan > 1 else batch
     rewards = np.where(keep, rewards, np.nan).astype(np.float32)
     metrics = {
         "reward/mean": float(rewards[keep].mean()),
@@ -69,7 +75,35 @@ def assemble(groups: Sequence[ScoredGroup], config: Config) -> Experience:
         **{f"expert/{key}": value for key, value in insight(scores, index, task_types).items()},
     }
     prompts = [str(groups[i].prompt["prompt"]) for i in index]
-    return Experience(rollouts, prompts, task_types, scores, rewards, advantages, batch, metrics)
+    return Experience(rollouts, prompts, task_types, scores, rewards, semantic_advantages, advantages, batch, metrics)
+
+
+def has_signal(group: ScoredGroup, config: Config) -> bool:
+    """Whether the group's usable samples have different rewards."""
+    rewards, usable = combine(group.scores, _weights(config), config.reward.combine, np.zeros(len(group.rollouts), int))
+    return int(usable.sum()) >= config.reward.min_group_size and np.ptp(rewards[usable]) > 0
+
+
+def share_plans(batch: LearnerBatch, plan: np.ndarray) -> LearnerBatch:
+    """Train on a plan once where samples share it: with the sum of their token weights and their mean advantage.
+
+    The gradient is that of the repeated plan, for the loss is linear in the advantage. plan: (N,) numbers.
+    """
+    _, first, index, count = np.unique(plan, return_index=True, return_inverse=True, return_counts=True)
+    advantage = (np.bincount(index, weights=batch.semantic_advantage) / count)[index]
+    owners = set(first.tolist())
+
+    def once(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [array if row in owners else array[:0] for row, array in enumerate(arrays)]
+
+    return replace(
+        batch,
+        semantic_ids=once(batch.semantic_ids),
+        semantic_logprobs=once(batch.semantic_logprobs),
+        semantic_ref_logprobs=once(batch.semantic_ref_logprobs),
+        semantic_advantage=advantage.astype(np.float32),
+        semantic_token_weight=(batch.semantic_token_weight * count[index]).astype(np.float32),
+    )
 
 
 def _learner_batch(
@@ -77,9 +111,9 @@ def _learner_batch(
     rollouts: Rollouts,
     index: np.ndarray,
     keep: np.ndarray,
-    advantages: np.ndarray,
     config: Config,
 ) -> LearnerBatch:
+    """Tokens and their weights of the kept samples; advantages are zero."""
     rows = np.flatnonzero(keep)
     kept = rollouts.take(rows)
     if config.learner.beta > 0:
@@ -105,10 +139,15 @@ def _learner_batch(
         image_ids=kept.image_ids,
         image_logprobs=kept.image_logprobs,
         image_ref_logprobs=reference.image,
-        advantage=advantages[rows],
+        semantic_advantage=np.zeros(len(rows), np.float32),
+        image_advantage=np.zeros(len(rows), np.float32),
         semantic_token_weight=semantic_weight,
         image_token_weight=image_weight,
     )
+
+
+def _weights(config: Config) -> dict[str, float]:
+    return {name: expert.weight for name, expert in config.experts.items() if expert.role == "reward"}
 
 
 def _concat(parts: Sequence[ExpertScores]) -> ExpertScores:

@@ -3,12 +3,8 @@
 import io
 import json
 import math
-import os
-import shutil
 import textwrap
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,59 +15,77 @@ from torch.utils.tensorboard import SummaryWriter
 
 from t2ir1_ray import config as configuration
 from t2ir1_ray.config import Config
-from t2ir1_ray.errors import UserError
+from t2ir1_ray.errors import RunError, UserError
 from t2ir1_ray.experience import Experience
 from t2ir1_ray.progress import Progress
+from t2ir1_ray.resume import record_inputs
 from t2ir1_ray.schema import dump_table
+from t2ir1_ray.snapshots import Snapshots
+from t2ir1_ray.warning_signs import WarningSigns
 
-
-class Stopwatch:
-    """Wall-clock seconds of the named phases of one step."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-        self._phases: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        self._phases[phase] = time.perf_counter() - begin
-
-    def __getitem__(self, phase: str) -> float:
-        return self._phases[phase]
-
-    def seconds(self) -> dict[str, float]:
-        """`time/<phase>_s` of every phase so far, and `time/step_s` since the start."""
-        phases = {f"time/{phase}_s": seconds for phase, seconds in self._phases.items()}
-        return {**phases, "time/step_s": time.perf_counter() - self._start}
+METRICS = "metrics.jsonl"
 
 
 class Journal:
     """The run folder. Metrics are flushed line by line, so that a killed run has lost nothing it reported."""
 
-    def __init__(self, run: Path, config: Config):
-        """Raises UserError if the folder holds another run or cannot be written."""
+    def __init__(self, run: Path, config: Config, resume: bool = False):
+        """`resume`: the folder's run goes on. Raises UserError if it holds another run or cannot be written."""
         self.run = run
         self.config = config
+        self.snapshots = Snapshots(run / "checkpoints", config.journal.keep_last)
         try:
             run.mkdir(parents=True, exist_ok=True)
-            metrics = run / "metrics.jsonl"
-            if metrics.exists() and metrics.stat().st_size:
-                raise UserError(f"journal.name: {run} holds a run already: choose another name or remove the folder")
-            configuration.save(config, run / "config.yaml")
-            self._metrics = metrics.open("w")
+            metrics = run / METRICS
+            if not resume and metrics.exists() and metrics.stat().st_size:
+                raise UserError(
+                    f"journal.name: {run} holds a run already: go on with --resume {run}, or choose another name"
+                )
             for folder in ("tensorboard", "rollouts", "checkpoints"):
                 (run / folder).mkdir(exist_ok=True)
+            configuration.save(config, run / configuration.FILE)
+            metrics.touch()
+            record_inputs(run, config)
         except OSError as error:
             raise UserError(
                 f"journal.root: {run} cannot be written ({error.strerror}): choose another folder"
             ) from None
-        self._board = SummaryWriter(str(run / "tensorboard"))
-        self._progress = Progress(config.train.steps, run)
+        self._progress = Progress(config.train.steps)
+        self._signs = WarningSigns(config)
+        self.say(f"run folder {run} (tensorboard --logdir {run / 'tensorboard'})")
+
+    def begin_after(self, step: int) -> None:
+        """Open the journal behind `step`, 0 for a new run. What the folder holds of later steps is removed."""
+        self.snapshots.forget_after(step)
+        for file in (self.run / "rollouts").glob("step_*.parquet"):
+            if file.stem > f"step_{step:06d}":
+                file.unlink()
+        lines = (self.run / METRICS).read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if step and line.endswith(b"\n") and json.loads(line)["step"] <= step]
+        shorter = self.run / f".{METRICS}.partial"
+        shorter.write_bytes(b"".join(kept))
+        shorter.replace(self.run / METRICS)
+        self._metrics = (self.run / METRICS).open("a")
+        self._board = SummaryWriter(str(self.run / "tensorboard"), purge_step=step + 1 if step else None)
+        self._progress.start(step)
+
+    def save(self, step: int, accuracy: float | None, write: Callable[[Path], None]) -> None:
+        """A checkpoint of the step, written by `write`."""
+        folder = self.snapshots.save(step, self.config.learner.ranks, accuracy, write)
+        self.say(f"checkpoint {folder}")
+
+    def say(self, line: str) -> None:
+        """A line for the person at the terminal."""
+        self._progress.say(line)
 
     def write(self, metrics: dict[str, Any], experience: Experience | None = None) -> None:
-        """One step's metrics to every reader, and its samples when they are due."""
+        """One step's metrics to every reader, and its samples when they are due. Raises RunError if the disk fails."""
+        try:
+            self._write(metrics, experience)
+        except OSError as error:
+            raise RunError(f"journal: {self.run}: {error.strerror or error}: free the disk, then --resume") from None
+
+    def _write(self, metrics: dict[str, Any], experience: Experience | None) -> None:
         bad = [key for key, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)]
         record = {key: None if key in bad else value for key, value in metrics.items()}
         self._metrics.write(json.dumps(record) + "\n")
@@ -81,24 +95,15 @@ class Journal:
             if key != "step":
                 self._board.add_scalar(key, value, step)
         if experience:
+            for sentence in self._signs.look(metrics):
+                self.say(f"step {step} warning: {sentence}")
+                self._board.add_text("warnings", sentence, step)
+            self._board.add_histogram("advantage", experience.advantages[np.isfinite(experience.advantages)], step)
             if self.config.journal.dump_every and step % self.config.journal.dump_every == 0:
                 self._dump(step, experience)
             if self.config.journal.images_every and step % self.config.journal.images_every in (0, 1):
                 self._board.add_image("samples", image_grid(experience), step, dataformats="HWC")
         self._progress.show(metrics)
-
-    def save_checkpoint(self, step: int, export: Callable[[str], None]) -> Path:
-        """`checkpoints/step_<step>/`, written aside and renamed: whole or absent."""
-        final = (self.run / "checkpoints" / f"step_{step:06d}").resolve()
-        staging = final.with_name(f".{final.name}.partial")
-        shutil.rmtree(staging, ignore_errors=True)
-        export(str(staging))
-        for file in staging.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-        staging.rename(final)
-        self._progress.say(f"checkpoint {final}")
-        return final
 
     def _dump(self, step: int, experience: Experience) -> None:
         table = dump_table(
@@ -109,6 +114,7 @@ class Journal:
             {name: scores.scores for name, scores in experience.scores.items()},
             experience.rewards,
             experience.advantages,
+            experience.semantic_advantages,
         )
         pq.write_table(table, self.run / "rollouts" / f"step_{step:06d}.parquet", compression="zstd")
 
@@ -116,9 +122,10 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._metrics.close()
-        self._board.close()
         self._progress.close()
+        if hasattr(self, "_board"):
+            self._board.close()
+            self._metrics.close()
 
 
 def image_grid(experience: Experience, groups: int = 4, tile: int = 120, text: int = 60) -> np.ndarray:

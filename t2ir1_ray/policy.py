@@ -51,8 +51,7 @@ class PromptFormat:
         return [*self._conversation(content, ""), self.boi_id]
 
     def unconditional_ids(self, image_prompt_ids: Sequence[int]) -> list[int]:
-        """The row that guidance subtracts: everything but the first and the last id replaced by padding tokens."""
-        return [image_prompt_ids[0], *[self.pad_id] * (len(image_prompt_ids) - 2), image_prompt_ids[-1]]
+        return unconditional_ids(image_prompt_ids, self.pad_id)
 
     def plan_text(self, plan_ids: Sequence[int]) -> str:
         return self.tokenizer.decode(plan_ids, skip_special_tokens=True)
@@ -67,6 +66,11 @@ class PromptFormat:
         if index is None or index == self.tokenizer.unk_token_id:
             raise UserError(f"policy.path: its tokenizer lacks the token {token}: not a Janus checkpoint")
         return index
+
+
+def unconditional_ids(image_prompt_ids: Sequence[int], pad_id: int) -> list[int]:
+    """The row that guidance subtracts: everything but the first and the last id replaced by padding tokens."""
+    return [image_prompt_ids[0], *[pad_id] * (len(image_prompt_ids) - 2), image_prompt_ids[-1]]
 
 
 def load_config(path: str) -> JanusConfig:

@@ -2,7 +2,6 @@
 
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -13,10 +12,9 @@ from rich.progress import Progress as RichProgress
 class Progress:
     """Step, reward, held-out accuracy, time per phase and time left."""
 
-    def __init__(self, steps: int, run: Path):
+    def __init__(self, steps: int):
         self._console = Console(file=sys.stdout, highlight=False)
         self._steps = steps
-        self._started = time.monotonic()
         self._accuracy = ""
         self._bar = RichProgress(
             TextColumn("step"),
@@ -28,9 +26,13 @@ class Progress:
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._bar.add_task("starting actors", total=steps)
+        self._task = self._bar.add_task("", total=steps)
+
+    def start(self, step: int) -> None:
+        """Begin after `step`."""
+        self._first, self._started = step, time.monotonic()
+        self._bar.update(self._task, completed=step, description="starting actors")
         self._bar.start()
-        self.say(f"run folder {run} (tensorboard --logdir {run / 'tensorboard'})")
 
     def show(self, metrics: dict[str, Any]) -> None:
         """The latest step's figures."""
@@ -47,7 +49,7 @@ class Progress:
         line = f"reward {metrics['reward/mean']:.3f} kl {metrics['kl']:.4f}{self._accuracy} | s: {phases}"
         self._bar.update(self._task, completed=step, description=line)
         if not self._console.is_terminal:
-            left = (time.monotonic() - self._started) / step * (self._steps - step)
+            left = (time.monotonic() - self._started) / (step - self._first) * (self._steps - step)
             print(f"step {step}/{self._steps} {line} | ETA {left / 60:.1f} min", flush=True)
 
     def say(self, line: str) -> None:

@@ -51,6 +51,11 @@ def step_rows(num_prompts: int, prompts_per_step: int, seed: int, step: int) -> 
     return np.array([orders[int(e)][p % num_prompts] for e, p in zip(epochs, positions, strict=True)])
 
 
+def extra_rows(num_prompts: int, seed: int, step: int, attempt: int) -> list[int]:
+    """All rows in the order in which they replace those of a step that gave no signal: a function of its arguments."""
+    return np.random.default_rng((seed, step, attempt)).permutation(num_prompts).tolist()
+
+
 def _json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     with path.open("rb") as file:
         line = 0

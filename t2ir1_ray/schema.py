@@ -103,7 +103,7 @@ class Rollouts(Record):
     plan: list[str] = _scalars(pa.string())
     image_prompt_ids: list[np.ndarray] = _ragged(pa.int32())  # ends with <begin_of_image>
     image_ids: np.ndarray = _fixed(pa.int32())  # (N, I)
-    image_logprobs: np.ndarray = _fixed(pa.float32())  # (N, I) under the conditional (unguided) distribution
+    image_logprobs: np.ndarray = _fixed(pa.float32())  # (N, I) conditional, or guided, if the learner's are
     pixels: np.ndarray = _fixed(pa.uint8())  # (N, H, W, 3)
 
 
@@ -135,9 +135,10 @@ class LearnerBatch(Record):
     semantic_ref_logprobs: list[np.ndarray] = _ragged(pa.float32())
     image_prompt_ids: list[np.ndarray] = _ragged(pa.int32())
     image_ids: np.ndarray = _fixed(pa.int32())  # (N, I)
-    image_logprobs: np.ndarray = _fixed(pa.float32())  # (N, I) sampling policy, conditional
+    image_logprobs: np.ndarray = _fixed(pa.float32())  # (N, I) sampling policy
     image_ref_logprobs: np.ndarray = _fixed(pa.float32())  # (N, I)
-    advantage: np.ndarray = _scalars(pa.float32())  # (N,)
+    semantic_advantage: np.ndarray = _scalars(pa.float32())  # (N,) of the plan
+    image_advantage: np.ndarray = _scalars(pa.float32())  # (N,) of the image
     semantic_token_weight: np.ndarray = _scalars(pa.float32())  # (N,) of each plan token in the batch's loss
     image_token_weight: np.ndarray = _scalars(pa.float32())  # (N,) of each image token in the batch's loss
 
@@ -150,10 +151,12 @@ def dump_table(
     scores: Mapping[str, np.ndarray],
     rewards: np.ndarray,
     advantages: np.ndarray,
+    semantic_advantages: np.ndarray | None = None,
 ) -> pa.Table:
     """One step's samples for `rollouts/step_*.parquet`: what a person looks at, images as PNG bytes.
 
     scores: expert -> (N,) float32, NaN where the expert has none. rewards, advantages: (N,), NaN where dropped.
+    semantic_advantages: (N,) of the plans; None: the same as the images'.
     """
     columns = {
         "prompt_id": pa.array(rollouts.prompt_id),
@@ -168,6 +171,9 @@ def dump_table(
         "image": pa.array(images, pa.binary()),
         "reward": _encode_scalars(rewards, pa.float32()),
         "advantage": _encode_scalars(advantages, pa.float32()),
+        "semantic_advantage": _encode_scalars(
+            advantages if semantic_advantages is None else semantic_advantages, pa.float32()
+        ),
         **{f"reward/{name}": _encode_scalars(values, pa.float32()) for name, values in scores.items()},
     }
     return pa.table(columns)

@@ -10,18 +10,24 @@ from pathlib import Path
 import ray
 
 from t2ir1_ray import config as configuration
-from t2ir1_ray.config import ClusterConfig
+from t2ir1_ray.config import ClusterConfig, Config
 from t2ir1_ray.entry import run_entry
 from t2ir1_ray.errors import UserError
+from t2ir1_ray.resume import check_unchanged
 
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m t2ir1_ray.train", description="Train a policy with BiCoT-GRPO.")
-    parser.add_argument("--config", default="shapes", help="a shipped name (shapes, janus_pro_1b, ...) or a YAML file")
+    parser.add_argument("--config", help="a shipped name (shapes, the default, janus_pro_1b, ...) or a YAML file")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run of this folder")
+    parser.add_argument(
+        "--force", action="store_true", help="resume although the configuration or prompts have changed"
+    )
+    parser.add_argument("--profile", action="store_true", help="write RUN/trace.json for chrome://tracing")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. train.steps=3 train.seed=1")
     options = parser.parse_args(arguments)
-    config = configuration.load(options.config, options.overrides)
-    name = config.journal.name or f"{Path(options.config).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    profile = ["journal.profile=true"] if options.profile else []
+    config, run = configured(options.config, options.overrides + profile, options.resume, options.force)
 
     # After the configuration is known to be good: these imports take seconds.
     from t2ir1_ray.policy import checked_tensors, load_config
@@ -30,9 +36,24 @@ def main(arguments: Sequence[str]) -> None:
     checked_tensors(config.policy.path, load_config(config.policy.path))
     connect(config.cluster)
     try:
-        train(config, Path(config.journal.root) / name)
+        train(config, run, resume=options.resume is not None)
     finally:
         ray.shutdown()
+
+
+def configured(name: str | None, overrides: Sequence[str], resume: Path | None, force: bool) -> tuple[Config, Path]:
+    """The configuration and the run folder. Raises UserError if a resumed run is not the one that was begun."""
+    if resume is None:
+        config = configuration.load(name or "shapes", overrides)
+        default = f"{Path(name or 'shapes').stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+        return config, Path(config.journal.root) / (config.journal.name or default)
+    stored = resume / configuration.FILE
+    if not stored.is_file():
+        raise UserError(f"--resume: {resume} is no run folder: it lacks {configuration.FILE}")
+    config = configuration.load(name or str(stored), overrides)
+    if not force:
+        check_unchanged(resume, configuration.load(str(stored)), config)
+    return config, resume
 
 
 def connect(cluster: ClusterConfig) -> None:

@@ -1,52 +1,78 @@
-"""The loop: roll out, score, learn, publish. Read this file first; it names every other part of the system."""
+"""The loop: collect, learn, publish. Read this file first; it names every other part of the system."""
 
+import time
 from pathlib import Path
 
 from actors.cluster import Cluster
-from actors.rollout import Sampling
+from t2ir1_ray.collector import Collector
 from t2ir1_ray.config import Config
+from t2ir1_ray.errors import RunError
 from t2ir1_ray.experience import assemble
 from t2ir1_ray.heldout import HeldOut
-from t2ir1_ray.journal import Journal, Stopwatch
-from t2ir1_ray.prompts import read_prompts, step_rows
+from t2ir1_ray.journal import Journal
+from t2ir1_ray.prompts import read_prompts
+from t2ir1_ray.resume import Termination
+from t2ir1_ray.timeline import Timeline
 
 
-def train(config: Config, run: Path) -> None:
-    """Train `config.train.steps` steps on a connected Ray cluster and leave everything about it in the folder `run`."""
+def train(config: Config, run: Path, resume: bool = False) -> None:
+    """Train `config.train.steps` steps on a connected Ray cluster and leave everything about it in the folder `run`.
+
+    `resume`: go on behind the newest whole checkpoint of `run`; in sync mode as if nothing had happened in between.
+    Raises RunError if the process was asked to end, after a checkpoint.
+    """
     prompts = read_prompts(config.data.prompts)
     heldout = HeldOut(config) if config.eval.every else None
-    with Journal(run, config) as journal, Cluster.start(config) as cluster:
-        cluster.publish(version=0)
-        if heldout:
-            journal.write({"step": 0, "policy_version": 0, **heldout.evaluate(cluster)})
+    steps, ahead = config.train.steps, config.train.max_staleness if config.train.mode == "async" else 0
+    timeline = Timeline()
+    with Journal(run, config, resume) as journal:
+        snapshot = journal.snapshots.newest(journal.say) if resume else None
+        done = saved = snapshot.step if snapshot else 0
+        journal.begin_after(done)
+        with (
+            Cluster.start(config, snapshot) as cluster,
+            Collector(config, cluster, prompts, timeline) as collector,
+            Termination() as termination,
+        ):
+            collector.load(cluster.publish(version=done))
+            accuracy = None
+            if heldout and not done:
+                journal.write({"step": 0, "policy_version": 0, **collector.run(heldout.evaluate)})
+            for step in range(done + 1, min(done + ahead, steps) + 1):
+                collector.start(step)
 
-        for step in range(1, config.train.steps + 1):
-            watch = Stopwatch()
-            batch = prompts.take(step_rows(len(prompts), config.data.prompts_per_step, config.train.seed, step))
-            rows = batch.to_pylist()
-            rollout = config.rollout
-            sampling = Sampling(
-                rollout.group_size, rollout.temperature, rollout.guidance, config.train.seed, f"step {step}"
-            )
+            for step in range(done + 1, steps + 1):
+                begin = time.perf_counter()
+                if step + ahead <= steps:
+                    collector.start(step + ahead)
+                collected = collector.result(step, termination.asked)
+                if collected is None:
+                    break
+                experience = assemble(collected.groups, config)
+                staleness = step - 1 - int(experience.rollouts.policy_version.min())
+                with timeline("learn", step):
+                    update = cluster.learn(experience.batch, on_policy=staleness == 0)
+                with timeline("publish", step):
+                    loaded = collector.load(cluster.publish(version=step))
+                    if not ahead:
+                        loaded.result()
 
-            with watch("rollout"):  # experts and reference work on early groups while later ones are sampled
-                pending = {
-                    row: cluster.score(rows[row], samples)
-                    for row, samples in cluster.sample(batch, sampling, rollout.prompts_per_call)
-                }
-            with watch("score"):
-                groups = [cluster.finish(pending[row]) for row in sorted(pending)]
-            experience = assemble(groups, config)
-            with watch("learn"):
-                update = cluster.learn(experience.batch)
-            with watch("publish"):
-                cluster.publish(version=step)
+                metrics = {"step": step, "policy_version": step, **update, **experience.metrics}
+                metrics |= {"staleness": staleness, "groups/replaced": collected.replaced, **timeline.seconds(step)}
+                metrics["rollout/images_per_s"] = len(experience.rollouts) / metrics["time/rollout_s"]
+                metrics["time/step_s"] = time.perf_counter() - begin
+                if heldout and (step % config.eval.every == 0 or step == steps):
+                    metrics |= collector.run(heldout.evaluate)
+                accuracy = metrics.get("heldout/accuracy")
+                journal.write(metrics, experience)
+                done = step
+                if step == steps or (config.journal.save_every and step % config.journal.save_every == 0):
+                    journal.save(step, accuracy, cluster.save)
+                    saved = step
 
-            metrics = {"step": step, "policy_version": step, **update, **experience.metrics, **watch.seconds()}
-            metrics["rollout/images_per_s"] = len(experience.rollouts) / watch["rollout"]
-            metrics["staleness"] = float(step - 1 - experience.rollouts.policy_version.min())
-            if heldout and (step % config.eval.every == 0 or step == config.train.steps):
-                metrics |= heldout.evaluate(cluster)
-            journal.write(metrics, experience)
-            if step == config.train.steps or (config.journal.save_every and step % config.journal.save_every == 0):
-                journal.save_checkpoint(step, cluster.export)
+            if termination.asked.is_set():
+                if done > saved:
+                    journal.save(done, accuracy, cluster.save)
+                raise RunError(f"asked to end after step {done} of {steps}: go on with --resume {run}")
+        if config.journal.profile:
+            timeline.write(run / "trace.json")

@@ -1,6 +1,6 @@
 """`python -m t2ir1_ray.shapes.build`: rebuild every shipped checkpoint and prompt file from nothing.
 
-Deterministic on one machine (fixed seeds, steps and threads); takes about 20 minutes on one core. Ends with a table of
+Deterministic on one machine (fixed seeds, steps and threads); takes about 35 minutes on one core. Ends with a table of
 what was measured and writes it, with the sha256 of every file, into manifest.json.
 """
 
@@ -33,7 +33,7 @@ from t2ir1_ray.shapes.train_policy import HIDDEN, train_policy
 from t2ir1_ray.shapes.train_vq import reconstruction_quality, train_vq
 from t2ir1_ray.shapes.verify import verify_image
 
-EXPERTS = ("hps", "git", "grounding_dino")
+EXPERTS = ("hps", "git", "grounding_dino", "orm")
 STAGES = ("prompts", "policy", *EXPERTS)
 PROMPT_FILES = {"prompts_train.jsonl": (2000, 1, False), "prompts_heldout.jsonl": (512, 2, True)}
 """File -> (rows, seed, held out)."""
@@ -48,6 +48,10 @@ def main(arguments: Sequence[str]) -> None:
     wanted = [stage for stage in options.only.split(",") if stage not in ("", "none")]
     if unknown := sorted(set(wanted) - set(STAGES)):
         raise UserError(f"--only: {unknown[0]} is no stage: use {','.join(STAGES)}")
+    if options.out.exists() and any(options.out.iterdir()) and not (options.out / "manifest.json").is_file():
+        raise UserError(
+            f"--out: {options.out} holds other things: choose an empty folder or one that this command made"
+        )
     torch.set_num_threads(1)
     figures: dict[str, Any] = {}
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
@@ -103,6 +107,8 @@ def measure(out: Path) -> dict[str, float]:
     for name, temperature in (("T=1", 1.0), ("greedy", 0.0)):
         found = accuracy(prompts, sample(model, form, prompts, temperature))
         figures |= {f"base {name}/{key}": value for key, value in found.items()}
+        found = accuracy(prompts, sample(model, form, prompts, temperature, planned=False))
+        figures[f"base {name}, no plan/accuracy"] = found["accuracy"]
     rows, pixels, right = base_samples(out / "policy")
     total = np.zeros(len(rows))
     for name in EXPERTS:

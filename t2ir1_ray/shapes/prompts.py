@@ -100,12 +100,20 @@ def sentence(requirement: Requirement) -> str:
             [f"a {first.name} {requirement.relation} a {second.name}", *(f"a {noun.name}" for noun in others)]
         )
     counts = {noun: requirement.nouns.count(noun) for noun in requirement.nouns}
-    return " and ".join(f"{NUMBERS[n]} {noun.name}s" if n > 1 else f"a {noun.name}" for noun, n in counts.items())
+    return " and ".join(
+        f"{NUMBERS[n]} {plural(noun.name)}" if n > 1 else f"a {noun.name}" for noun, n in counts.items()
+    )
 
 
+def plural(name: str) -> str:
+    """`red circle` -> `red circles`, `cross` -> `crosses`."""
+    return name + ("es" if name.endswith("s") else "s")
+
+
+_SINGULAR = {plural(shape): shape for shape in SHAPES}
 _NOUN = re.compile(
     rf"(?P<count>a|{'|'.join(NUMBERS.values())})(?: (?P<texture>{'|'.join(TEXTURES[1:])}))?"
-    rf"(?: (?P<color>{'|'.join(COLORS)}))? (?P<shape>{'|'.join(SHAPES)})(?P<plural>s?)"
+    rf"(?: (?P<color>{'|'.join(COLORS)}))? (?P<shape>{'|'.join((*SHAPES, *_SINGULAR))})"
 )
 _RELATION = re.compile(rf" ({'|'.join(RELATIONS)}) ")
 
@@ -119,18 +127,18 @@ def parse_prompt(text: str) -> Requirement | None:
     nouns: list[Noun] = []
     for part in parts:
         found = _NOUN.fullmatch(part)
-        if found is None or (found["count"] == "a") == bool(found["plural"]):
+        if found is None or (found["count"] == "a") == (found["shape"] in _SINGULAR):
             return None
         count = next((n for n, word in NUMBERS.items() if word == found["count"]), 1)
-        nouns += [Noun(found["texture"], found["color"], found["shape"])] * count
+        shape = _SINGULAR.get(found["shape"], found["shape"])
+        nouns += [Noun(found["texture"], found["color"], shape)] * count
     return Requirement(tuple(nouns), relation)
 
 
 def prompt_words() -> tuple[str, ...]:
     """Every word that a prompt can hold."""
     relations = [word for relation in RELATIONS for word in relation.split()]
-    plurals = [f"{shape}s" for shape in SHAPES]
-    words = ["a", "and", *NUMBERS.values(), *relations, *TEXTURES[1:], *COLORS, *SHAPES, *plurals]
+    words = ["a", "and", *NUMBERS.values(), *relations, *TEXTURES[1:], *COLORS, *SHAPES, *_SINGULAR]
     return tuple(dict.fromkeys(words))
 
 

@@ -16,7 +16,7 @@ from t2ir1_ray.shapes.verify import image_follows_plan, verify_image, verify_pla
 class Samples(NamedTuple):
     """One plan and one image per prompt."""
 
-    plans: list[str]
+    plans: list[str | None]  # None: drawn without a plan
     pixels: np.ndarray  # (N, 24, 24, 3) uint8
 
 
@@ -28,14 +28,20 @@ def sample(
     temperature: float = 1.0,
     seed: int = 0,
     batch: int = 128,
+    planned: bool = True,
 ) -> Samples:
-    """A plan, then an image, for every prompt; no guidance, full vocabulary; `temperature=0`: greedy."""
+    """A plan (unless not `planned`), then an image, for every prompt; no guidance, full vocabulary.
+
+    `temperature=0`: greedy.
+    """
     generator = torch.Generator().manual_seed(seed)
     plans, codes = [], []
     for start in range(0, len(prompts), batch):
         part = list(prompts[start : start + batch])
-        ids = _continue(model, [form.plan_prompt_ids(p) for p in part], 40, temperature, generator, form.eos_id)
-        texts = [form.plan_text(row) for row in ids]
+        texts: list[str | None] = [None] * len(part)
+        if planned:
+            ids = _continue(model, [form.plan_prompt_ids(p) for p in part], 40, temperature, generator, form.eos_id)
+            texts = [form.plan_text(row) for row in ids]
         image_prompts = [form.image_prompt_ids(p, t) for p, t in zip(part, texts, strict=True)]
         codes.append(torch.tensor(_continue(model, image_prompts, 36, temperature, generator, None)))
         plans += texts
@@ -82,10 +88,13 @@ def _continue(
 
 
 def accuracy(prompts: Sequence[str], samples: Samples) -> dict[str, float]:
-    """Shares of right images, right plans, and images that follow their plan."""
+    """Shares of right images and, where there are plans, of right plans and of images that follow their plan."""
     rows = list(zip(prompts, samples.plans, samples.pixels, strict=True))
+    right = {"accuracy": float(np.mean([verify_image(prompt, pixels) for prompt, _, pixels in rows]))}
+    if None in samples.plans:
+        return right
     return {
-        "accuracy": float(np.mean([verify_image(prompt, pixels) for prompt, _, pixels in rows])),
+        **right,
         "plan": float(np.mean([verify_plan(prompt, plan) for prompt, plan, _ in rows])),
         "follows": float(np.mean([image_follows_plan(plan, pixels) for _, plan, pixels in rows])),
     }

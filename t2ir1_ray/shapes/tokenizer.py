@@ -1,9 +1,9 @@
-"""The shapes policy's tokenizer: whole words, in Hugging Face's file format, with Janus' control tokens."""
+"""The shapes policy's tokenizer and processor: whole words, Hugging Face's file formats, Janus' control tokens."""
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast
+from transformers import JanusImageProcessor, JanusProcessor, PreTrainedTokenizerFast
 
 from t2ir1_ray.shapes.prompts import prompt_words
 from t2ir1_ray.shapes.world import COLUMNS, ROWS
@@ -14,17 +14,36 @@ CONTROL = {
     "pad_token": "<｜▁pad▁｜>",
     "unk_token": "<unk>",
 }
-IMAGE_CONTROL = ("<begin_of_image>", "<end_of_image>", "<image_placeholder>")
+IMAGE_CONTROL = {
+    "boi_token": "<begin_of_image>",
+    "eoi_token": "<end_of_image>",
+    "image_token": "<image_placeholder>",
+}
 VOCABULARY_SIZE = 64
 
 
 def policy_tokenizer() -> PreTrainedTokenizerFast:
     """Words of prompts, plans and the conversation format; text decodes with blanks, which plans do not mind."""
-    words = (*CONTROL.values(), *IMAGE_CONTROL, "User", "Assistant", ":", ".", ",", *prompt_words(), *ROWS, *COLUMNS)
+    words = (
+        *CONTROL.values(),
+        *IMAGE_CONTROL.values(),
+        "User",
+        "Assistant",
+        ":",
+        ".",
+        ",",
+        *prompt_words(),
+        *ROWS,
+        *COLUMNS,
+    )
     vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words))}
     assert len(vocabulary) <= VOCABULARY_SIZE
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=CONTROL["unk_token"]))
     tokenizer.pre_tokenizer = Whitespace()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **CONTROL)
-    fast.add_special_tokens({"additional_special_tokens": list(IMAGE_CONTROL)})
-    return fast
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **CONTROL, extra_special_tokens=IMAGE_CONTROL)
+
+
+def policy_processor(side: int, tokens: int) -> JanusProcessor:
+    """What transformers' own Janus code expects beside the weights. side: pixels; tokens: codes of one image."""
+    images = JanusImageProcessor(size={"height": side, "width": side}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    return JanusProcessor(images, policy_tokenizer(), num_image_tokens=tokens)

@@ -40,6 +40,7 @@ from t2ir1_ray.shapes.expert_training import (
     to_pixels,
     words_of,
 )
+from t2ir1_ray.shapes.prompts import plural
 from t2ir1_ray.shapes.world import COLORS, IMAGE_SIDE, SHAPES, TEXTURES, Scene
 
 TEMPLATE = "{image} {prompt} ?"
@@ -171,7 +172,7 @@ def object_question(rng: random.Random, difficulty: float) -> Question:
     if kind < 0.3:
         phrase = phrase_of(rng.choice(around), rng, 0.0) if rng.random() < 0.8 else near_miss(around, rng)
         number = sum(matches(phrase, item) for item in scene)
-        return Question(image, scene, f"how many {words_of(phrase)}s", COUNT_WORDS[number])
+        return Question(image, scene, f"how many {plural(words_of(phrase))}", COUNT_WORDS[number])
     if kind < 0.3 + 0.35 * max(0.0, 1 - 2.5 * difficulty):
         word = rng.choice((*COLORS, *SHAPES))
         seen = any(word in (item.color, item.shape) for item in scene)
@@ -185,8 +186,8 @@ def noun_phrases(text: str) -> list[tuple[int, Phrase]]:
     """(index of its last word, phrase) for every object that the text names, singular or plural."""
     words, found = text.split(), []
     for index, word in enumerate(words):
-        shape = word if word in SHAPES else word.removesuffix("s")
-        if shape not in SHAPES:
+        shape = next((shape for shape in SHAPES if word in (shape, plural(shape))), None)
+        if shape is None:
             continue
         color = words[index - 1] if index and words[index - 1] in COLORS else None
         before = index - 1 - (color is not None)

@@ -106,7 +106,8 @@ def test_learner_records_survive_arrow(data: st.DataObject, n: int) -> None:
         image_ids=data.draw(matrix(n, 3, np.int32, IDS)),
         image_logprobs=data.draw(image),
         image_ref_logprobs=data.draw(image),
-        advantage=data.draw(weight),
+        semantic_advantage=data.draw(weight),
+        image_advantage=data.draw(weight),
         semantic_token_weight=data.draw(weight),
         image_token_weight=data.draw(weight),
     )

@@ -5,6 +5,7 @@ One start of the processes serves many scenarios, for importing DeepSpeed takes 
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ class Scenario:
     steps: int
     learner: dict[str, Any]
     on_policy: bool = True
+    guidance: float = 1.0
     resume_after: int | None = None
     first_shard: int | None = None  # samples of rank 0; the others share the rest equally
 
@@ -88,7 +90,9 @@ def _run(scenario: Scenario, folder: Path, policy: str, rank: int, world: int) -
             return config
 
     def connected() -> Partitioning:
-        learner = Partitioning(PolicyConfig(path=policy), LearnerConfig(**scenario.learner), rank, world)
+        config = LearnerConfig(**scenario.learner)
+        options = {"guidance": scenario.guidance, "steps": scenario.steps}
+        learner = Partitioning(PolicyConfig(path=policy), config, rank, world, **options)
         learner.connect(*_meeting_place(folder / "address.json", learner), timeout_s=60)
         return learner
 
@@ -114,12 +118,18 @@ def _run(scenario: Scenario, folder: Path, policy: str, rank: int, world: int) -
 def _meeting_place(file: Path, learner: Any) -> tuple[str, int]:
     """Rank 0 names its address once, the others wait for the file."""
     if learner.rank == 0 and not file.exists():
-        file.with_suffix(".tmp").write_text(json.dumps(learner.address()))
+        file.with_suffix(".tmp").write_text(json.dumps(("127.0.0.1", _free_port())))
         file.with_suffix(".tmp").rename(file)
     while not file.exists():
         time.sleep(0.05)
     host, port = json.loads(file.read_text())
     return host, port
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def main(folder: Path, rank: int) -> None:

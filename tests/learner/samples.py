@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import LoraConfig, get_peft_model
 
 from learner.bicot_grpo import token_weights
 from t2ir1_ray.policy import freeze
@@ -11,6 +12,7 @@ from t2ir1_ray.schema import LearnerBatch
 from tests.tiny_janus import IMAGE_CODES, IMAGE_TOKENS, VOCABULARY, tiny_model
 
 SAMPLES, BETA, RATE = 7, 0.05, 1e-3
+PAD_ID = 2
 GROUPS = np.array([0, 0, 0, 1, 1, 2, 2])
 
 
@@ -30,7 +32,8 @@ def random_batch(seed: int) -> LearnerBatch:
         "semantic_ids": plans,
         "image_prompt_ids": ids(5, 20),
         "image_ids": rng.integers(0, IMAGE_CODES, (SAMPLES, IMAGE_TOKENS)).astype(np.int32),
-        "advantage": rng.normal(size=SAMPLES).astype(np.float32),
+        "semantic_advantage": rng.normal(size=SAMPLES).astype(np.float32),
+        "image_advantage": rng.normal(size=SAMPLES).astype(np.float32),
         "semantic_token_weight": semantic_weight,
         "image_token_weight": image_weight,
     }
@@ -44,7 +47,9 @@ def random_batch(seed: int) -> LearnerBatch:
     return LearnerBatch(**columns)
 
 
-def naive_logprobs(model: Any, columns: dict[str, Any], row: int) -> tuple[torch.Tensor, torch.Tensor]:
+def naive_logprobs(
+    model: Any, columns: dict[str, Any], row: int, guidance: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(plan, image) log-probs of one sample: full heads at every position, no padding, no batching."""
     prompt, plan, image_prompt, codes = (
         torch.from_numpy(columns[name][row].astype(np.int64))
@@ -53,28 +58,48 @@ def naive_logprobs(model: Any, columns: dict[str, Any], row: int) -> tuple[torch
     hidden = model.model.language_model(input_ids=torch.cat([prompt, plan])[None]).last_hidden_state
     text = model.lm_head(hidden)[0].log_softmax(-1)[len(prompt) - 1 : -1]
     drawn = model.prepare_embeddings_for_image_generation(codes[None])
-    embeds = torch.cat([model.get_input_embeddings()(image_prompt)[None], drawn], 1)
-    hidden = model.model.language_model(inputs_embeds=embeds).last_hidden_state
-    image = model.model.generation_head(hidden)[0].log_softmax(-1)[len(image_prompt) - 1 : -1]
-    return text.gather(1, plan[:, None])[:, 0], image.gather(1, codes[:, None])[:, 0]
+
+    def logits(prompt_ids: torch.Tensor) -> torch.Tensor:
+        embeds = torch.cat([model.get_input_embeddings()(prompt_ids)[None], drawn], 1)
+        hidden = model.model.language_model(inputs_embeds=embeds).last_hidden_state
+        return model.model.generation_head(hidden)[0][len(prompt_ids) - 1 : -1]
+
+    image = logits(image_prompt)
+    if guidance != 1.0:
+        unconditional = image_prompt.clone()
+        unconditional[1:-1] = PAD_ID
+        plain = logits(unconditional)
+        image = plain + guidance * (image - plain)
+    return text.gather(1, plan[:, None])[:, 0], image.log_softmax(-1).gather(1, codes[:, None])[:, 0]
 
 
-def plain_training(batches: list[LearnerBatch], on_policy: bool = True) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Losses and parameters when torch.optim.AdamW does the updates, sample by sample, formulas written out."""
+def plain_training(
+    batches: list[LearnerBatch], on_policy: bool = True, lora: LoraConfig | None = None, guidance: float = 1.0
+) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Losses and parameters when torch.optim.AdamW does the updates, sample by sample, formulas written out.
+
+    With LoRA by peft's own wrapper, merged at the end: all parameters that it changed.
+    """
     model = tiny_model(0)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     parameters = freeze(model)
+    if lora:
+        torch.manual_seed(0)
+        wrapped = get_peft_model(model, lora)
+        parameters = {name: p for name, p in wrapped.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), lr=RATE, weight_decay=0.0)
     losses = []
     for data in batches:
         total = 0.0
         for row in range(SAMPLES):
             loss = 0.0
-            for kind, logprobs in zip(("semantic", "image"), naive_logprobs(model, vars(data), row), strict=True):
+            pair = naive_logprobs(model, vars(data), row, guidance)
+            for kind, logprobs in zip(("semantic", "image"), pair, strict=True):
                 reference = torch.tensor(getattr(data, f"{kind}_ref_logprobs")[row])
                 sampled = torch.tensor(getattr(data, f"{kind}_logprobs")[row])
                 kl = (reference - logprobs).exp() - (reference - logprobs) - 1
                 ratio = (logprobs - (logprobs.detach() if on_policy else sampled)).exp()
-                advantage = float(data.advantage[row])
+                advantage = float(getattr(data, f"{kind}_advantage")[row])
                 gain = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
                 loss = loss + float(getattr(data, f"{kind}_token_weight")[row]) * (BETA * kl - gain).sum()
             loss.backward()
@@ -83,4 +108,7 @@ def plain_training(batches: list[LearnerBatch], on_policy: bool = True) -> tuple
         optimizer.step()
         optimizer.zero_grad()
         losses.append(total)
+    if lora:
+        merged = wrapped.merge_and_unload().state_dict()
+        return losses, {name: tensor for name, tensor in merged.items() if not torch.equal(tensor, before[name])}
     return losses, {name: parameter.detach() for name, parameter in parameters.items()}

@@ -15,6 +15,7 @@ from learner.bicot_grpo import (
     completion_mask,
     group_advantages,
     kl_estimate,
+    nested_advantages,
     policy_loss,
     ragged_advantages,
     token_losses,
@@ -161,3 +162,46 @@ def test_clipping_bounds_the_gain_and_stops_the_gradient() -> None:
     assert tokens.clipped.tolist() == [True, False, False, False]
     tokens.loss.sum().backward()
     assert logprobs.grad.tolist() == pytest.approx([0.0, 2.0, -0.5, -1.0])
+
+
+def test_truncation_bounds_the_weight_and_keeps_the_gradient() -> None:
+    logprobs = torch.log(torch.tensor([4.0, 4.0, 0.5])).requires_grad_()
+    advantages, bound = torch.tensor([1.0, -1.0, 1.0]), torch.tensor([2.0, 3.0, 2.0])
+    tokens = token_losses(logprobs, logprobs.detach(), advantages, 0.0, torch.zeros(3), max_ratio=bound)
+    assert tokens.loss.tolist() == pytest.approx([-2.0, 3.0, -0.5])
+    assert tokens.clipped.tolist() == [True, True, False]
+    tokens.loss.sum().backward()
+    assert logprobs.grad.tolist() == pytest.approx([-2.0, 3.0, -0.5])
+
+
+def test_nested_advantages_by_hand() -> None:
+    """Two plans with two images each, worth 2 and 4; images lie 1 from their plan's mean, one plan's do not differ."""
+    rewards, plan = np.array([1.0, 3.0, 4.0, 4.0], np.float32), np.array([0, 0, 1, 1])
+    semantic, image = nested_advantages(rewards, np.zeros(4, int), plan, eps=0.0)
+    half = 0.5**0.5
+    assert semantic.tolist() == pytest.approx([-half, -half, half, half])
+    assert image.tolist() == pytest.approx([-1, 1, 0, 0])  # pooled: sum of squares 2 over (2 - 1) + (2 - 1)
+    _, plain = nested_advantages(rewards * 3, np.zeros(4, int), plan, std=False)
+    assert plain.tolist() == pytest.approx([-3, 3, 0, 0])
+
+
+@given(REWARDS, st.integers(0, 2**32 - 1))
+def test_nested_advantages_of_single_images_are_the_shared_ones(rewards: np.ndarray, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    group = rng.integers(0, 3, len(rewards))
+    plan = rng.permutation(len(rewards))
+    for found in nested_advantages(rewards, group, plan):
+        np.testing.assert_allclose(found, ragged_advantages(rewards, group), atol=1e-6)
+
+
+@given(hnp.arrays(np.float32, 12, elements=st.integers(-8, 8).map(float)), st.integers(2, 3), st.integers(-4, 4))
+def test_nested_advantages_sum_to_zero_at_both_levels(rewards: np.ndarray, images: int, constant: int) -> None:
+    group, plan = np.repeat([0, 1], 6), np.arange(12) // images
+    semantic, image = nested_advantages(rewards, group, plan)
+    for number in range(2):
+        assert abs(semantic[group == number].sum()) < 1e-4
+    for number in range(12 // images):
+        assert abs(image[plan == number].sum()) < 1e-3
+        assert len(set(semantic[plan == number].tolist())) == 1
+    for found, again in zip((semantic, image), nested_advantages(rewards + constant, group, plan), strict=True):
+        np.testing.assert_allclose(found, again, atol=1e-5)

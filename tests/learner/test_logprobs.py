@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from learner import logprobs
 from learner.logprobs import score_rollouts, sequence_logprobs, token_logprobs
 from learner.packing import idle_batch, micro_batches
-from tests.learner.samples import SAMPLES, naive_logprobs, random_batch
+from tests.learner.samples import PAD_ID, SAMPLES, naive_logprobs, random_batch
 from tests.tiny_janus import tiny_model
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "logprob_public.json").read_text())["cases"]
@@ -59,6 +59,20 @@ def test_logprobs_do_not_depend_on_padding_or_batching(budget: int) -> None:
             text, drawn = naive_logprobs(model, vars(data), row)
         np.testing.assert_allclose(semantic[row], text.numpy(), atol=1e-5)
         np.testing.assert_allclose(image[row], drawn.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("budget", [1, 10_000])
+def test_guided_logprobs_are_those_of_the_mixed_logits(budget: int) -> None:
+    model, data = tiny_model(0), random_batch(0)
+    inputs = data.semantic_prompt_ids, data.semantic_ids, data.image_prompt_ids, data.image_ids
+    semantic, image = score_rollouts(model, *inputs, tokens_per_batch=budget, guidance=5.0, pad_id=PAD_ID)
+    plain = score_rollouts(model, *inputs, tokens_per_batch=budget)
+    for row in range(SAMPLES):
+        with torch.no_grad():
+            _, drawn = naive_logprobs(model, vars(data), row, guidance=5.0)
+        np.testing.assert_allclose(image[row], drawn.numpy(), atol=1e-4)
+        np.testing.assert_allclose(semantic[row], plain[0][row], atol=1e-6)
+    assert np.abs(image - plain[1]).max() > 0.1
 
 
 def test_gradients_do_not_depend_on_padding_or_batching() -> None:

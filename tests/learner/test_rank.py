@@ -5,8 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, PeftModel
+from transformers import JanusForConditionalGeneration
 
 from t2ir1_ray.checkpoints import read_tensors
+from t2ir1_ray.config import LearnerConfig
 from t2ir1_ray.policy import FROZEN
 from tests.learner.ranks import Result, Scenario, run_ranks
 from tests.learner.samples import BETA, RATE, plain_training, random_batch
@@ -14,8 +17,11 @@ from tests.tiny_janus import IMAGE_TOKENS, tiny_model
 
 pytestmark = pytest.mark.slow
 
-STEPS = 3
+STEPS = 10
 BASE = {"dtype": "float32", "learning_rate": RATE, "beta": BETA, "gradient_checkpointing": False}
+
+
+LORA = {"lora_rank": 4, "lora_alpha": 8.0}
 
 
 def scenario(name: str, stage: int, budget: int, **options: object) -> Scenario:
@@ -27,9 +33,12 @@ ONE_RANK = [
     scenario("zero1, all at once", 1, 10_000),
     scenario("zero2, sample by sample", 2, 1),
     scenario("zero3, checkpointing", 3, 150, learner={"gradient_checkpointing": True}),
-    scenario("zero2, off-policy", 2, 150, on_policy=False),
+    scenario("zero2, off-policy", 2, 150, on_policy=False, learner={"correction": "clip"}),
     scenario("zero1, resumed", 1, 150, resume_after=1, learner={"warmup_steps": 2}),
     scenario("zero1, warm-up", 1, 150, learner={"warmup_steps": 2}),
+    scenario("zero1, LoRA", 1, 150, learner=LORA),
+    scenario("zero2, guided", 2, 150, guidance=2.0),
+    scenario("zero1, schedules", 1, 10_000, learner={"lr_schedule": "cosine", "beta_schedule": "linear"}),
     *(scenario(f"bfloat16, zero{stage}", stage, 150, learner={"dtype": "bfloat16"}) for stage in (1, 2, 3)),
 ]
 TWO_RANKS = [
@@ -38,6 +47,9 @@ TWO_RANKS = [
     scenario("zero3, unequal shares", 3, 60, first_shard=5),
     scenario("zero3, an empty share", 3, 150, first_shard=7),
     scenario("zero3, resumed", 3, 150, resume_after=1),
+    scenario("zero3, LoRA, unequal shares", 3, 150, first_shard=5, learner=LORA),
+    scenario("zero2, LoRA, resumed", 2, 10_000, resume_after=4, learner=LORA),
+    scenario("zero3, guided", 3, 150, guidance=2.0),
 ]
 
 
@@ -85,6 +97,35 @@ def test_deepspeed_learns_what_plain_adamw_learns(name: str, results: dict[str, 
     assert_learned(results[name], *plain)
 
 
+@pytest.mark.parametrize("name", ["zero1, LoRA", "zero3, LoRA, unequal shares", "zero2, LoRA, resumed"])
+def test_lora_learns_what_peft_under_plain_adamw_learns(name: str, results: dict[str, Result], batches: list) -> None:
+    targets = rf"model\.language_model\..*({'|'.join(LearnerConfig().lora_targets)})"
+    adapters = LoraConfig(r=4, lora_alpha=8.0, target_modules=targets)
+    assert_learned(results[name], *plain_training(batches, lora=adapters))
+
+
+def test_an_exported_adapter_is_the_merged_policy(results: dict[str, Result], tiny_janus: Path) -> None:
+    exported = results["zero3, LoRA, unequal shares"].exported
+    policy = JanusForConditionalGeneration.from_pretrained(tiny_janus, dtype=torch.float32)
+    loaded = PeftModel.from_pretrained(policy, exported / "adapter").merge_and_unload().state_dict()
+    for name, tensor in read_tensors(exported, "policy.path").items():
+        torch.testing.assert_close(loaded[name], tensor, rtol=1e-5, atol=1e-6)
+    adapter = (exported / "adapter" / "adapter_model.safetensors").stat().st_size
+    assert adapter < 0.2 * (exported / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("name", ["zero2, guided", "zero3, guided"])
+def test_guided_logprobs_are_trained_on(name: str, results: dict[str, Result], batches: list) -> None:
+    assert_learned(results[name], *plain_training(batches, guidance=2.0))
+
+
+def test_schedules_end_near_zero(results: dict[str, Result]) -> None:
+    steps = results["zero1, schedules"].metrics[0]
+    cosine = [RATE * (1 + np.cos(np.pi * step / STEPS)) / 2 for step in range(STEPS)]
+    assert [step["lr"] for step in steps] == pytest.approx(cosine)
+    assert [step["beta"] for step in steps] == pytest.approx([BETA * (1 - step / STEPS) for step in range(STEPS)])
+
+
 def test_off_policy_updates_clip_the_ratio_to_the_sampling_policy(results: dict[str, Result], batches: list) -> None:
     result = results["zero2, off-policy"]
     assert_learned(result, *plain_training(batches, on_policy=False))
@@ -100,7 +141,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(results: dict[str, Result]) -> N
 
 def test_warm_up_starts_above_zero_and_ends_at_the_full_rate(results: dict[str, Result]) -> None:
     rates = [step["lr"] for step in results["zero1, warm-up"].metrics[0]]
-    assert rates == pytest.approx([RATE / 3, 2 * RATE / 3, RATE])
+    assert rates == pytest.approx([RATE / 3, 2 * RATE / 3, *[RATE] * (STEPS - 2)])
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

@@ -90,9 +90,8 @@ def test_lessons_have_the_mistakes_and_the_rows_that_the_recipe_says(untrained_v
 
 
 def test_the_recipes_are_deterministic_and_write_a_plain_transformers_folder(
-    tmp_path: Path, untrained_vq: JanusVQVAE, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, untrained_vq: JanusVQVAE
 ) -> None:
-    monkeypatch.setattr("t2ir1_ray.shapes.train_policy.SAMPLES", 64)
     again = train_vq.train_vq(hidden=128, seed=0, steps=2)
     for name, tensor in untrained_vq.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name

@@ -1,0 +1,116 @@
+"""Collecting experience: rollouts and their scores, for this step or for steps ahead of the learner.
+
+One thread does everything that needs the rollout actors, strictly in the order in which it was asked: take in a new
+policy version, collect a step, evaluate. So a step's samples come from one known version, whatever the timing, and
+sync and async runs differ only in how far ahead steps are asked for.
+"""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
+
+import pyarrow as pa
+
+from actors.cluster import Cluster, Published, ScoredGroup
+from actors.rollout import Sampling
+from t2ir1_ray.config import Config
+from t2ir1_ray.experience import has_signal
+from t2ir1_ray.prompts import extra_rows, step_rows
+from t2ir1_ray.timeline import Timeline
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Collected:
+    """The scored groups of one step, and how many were given up because all their rewards were equal."""
+
+    groups: list[ScoredGroup]
+    replaced: int
+
+
+class Collector:
+    """The rollout side of a run, as a queue of work."""
+
+    def __init__(self, config: Config, cluster: Cluster, prompts: pa.Table, timeline: Timeline):
+        self.config, self.cluster, self.prompts, self.timeline = config, cluster, prompts, timeline
+        self._thread = ThreadPoolExecutor(1, "rollouts")
+        self._loads: list[Future[None]] = []
+        self._steps: dict[int, Future[Collected]] = {}
+
+    def load(self, weights: Published) -> Future[None]:
+        """Ask for a new policy version on all rollout actors, after what was asked for before."""
+        self._loads.append(self._thread.submit(self._load, weights))
+        return self._loads[-1]
+
+    def start(self, step: int) -> None:
+        """Ask for a step, by the version that was asked for last."""
+        self._steps[step] = self._thread.submit(self._collect, step)
+
+    def result(self, step: int, asked: threading.Event) -> Collected | None:
+        """Wait for a step, or until `asked` is set: None. Raises what went wrong with it or a version before it."""
+        future = self._steps.pop(step)
+        while not wait([future], timeout=0.2).done:
+            if asked.is_set():
+                return None
+        collected = future.result()
+        while self._loads and self._loads[0].done():
+            self._loads.pop(0).result()
+        return collected
+
+    def run(self, work: Callable[[Cluster], T]) -> T:
+        """Wait for some other work with the rollout actors, such as an evaluation."""
+        return self._thread.submit(work, self.cluster).result()
+
+    def _load(self, weights: Published) -> None:
+        with self.timeline("load", weights.version):
+            self.cluster.load(weights)
+
+    def _collect(self, step: int) -> Collected:
+        count = self.config.data.prompts_per_step
+        seed = self.config.train.seed
+        rows = step_rows(len(self.prompts), count, seed, step)
+        groups = self._round(rows, step, f"step {step}")
+        if self.config.learner.zero_variance != "resample":
+            return Collected(groups, 0)
+        used, replaced = set(rows.tolist()), 0
+        for attempt in range(1, self.config.learner.max_resamples + 1):
+            useful = [group for group in groups if has_signal(group, self.config)]
+            lacking = count - len(useful)
+            fresh = [row for row in extra_rows(len(self.prompts), seed, step, attempt) if row not in used][:lacking]
+            if not fresh:
+                break
+            used.update(fresh)
+            replaced += lacking
+            groups = useful + self._round(fresh, step, f"step {step}, round {attempt}")
+        return Collected(groups, replaced)
+
+    def _round(self, rows: Any, step: int, stream: str) -> list[ScoredGroup]:
+        """Roll out and score prompts; experts and reference work on early groups while later ones are sampled."""
+        rollout = self.config.rollout
+        sampling = Sampling(
+            rollout.group_size,
+            rollout.temperature,
+            rollout.guidance,
+            self.config.train.seed,
+            stream,
+            images_per_plan=rollout.images_per_plan,
+            guided_logprobs=self.config.learner.image_logprobs == "guided",
+        )
+        batch = self.prompts.take(rows)
+        prompts = batch.to_pylist()
+        with self.timeline("rollout", step):
+            pending = {
+                row: self.cluster.score(prompts[row], samples)
+                for row, samples in self.cluster.sample(batch, sampling, rollout.prompts_per_call)
+            }
+        with self.timeline("score", step):
+            return [self.cluster.finish(pending[row]) for row in sorted(pending)]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)

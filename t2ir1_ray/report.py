@@ -1,0 +1,39 @@
+"""`python -m t2ir1_ray.report RUN [RUN2] [--out FILE]`: one HTML page about a run, or about two beside each other."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from t2ir1_ray.entry import run_entry
+from t2ir1_ray.errors import UserError
+from t2ir1_ray.report_page import build_page, read_run
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m t2ir1_ray.report",
+        description="Write one self-contained HTML page: curves, and every group with its plans, images and scores.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder, e.g. runs/seed0")
+    parser.add_argument("run2", type=Path, metavar="RUN2", nargs="?", help="a second one to lay beside it")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/report.html")
+    parser.add_argument(
+        "--max-mb", type=float, default=64.0, help="size of the page; steps beyond it are left out evenly (default: 64)"
+    )
+    options = parser.parse_args(arguments)
+    out = options.out or options.run / "report.html"
+    runs = [read_run(folder) for folder in (options.run, options.run2) if folder]
+    page = build_page(runs, options.max_mb)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(page.html, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise UserError(f"--out: {out} cannot be written ({error.strerror}): choose another file") from None
+    print(f"{out}: {page.summary}")
+    for note in page.notes:
+        print(f"  {note}")
+
+
+if __name__ == "__main__":
+    run_entry(main, sys.argv[1:])

@@ -1,0 +1,75 @@
+"""Which metrics stand together in one chart."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from t2ir1_ray.report_page.runs import Run
+
+PHASES = ("rollout", "score", "learn", "publish")
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves over the optimisation step: (metric, its name in the legend)."""
+
+    title: str
+    note: str  # the unit or meaning, in a few words
+    curves: list[tuple[str, str]]
+    percent: bool = False
+    stacked: bool = False  # when one run is shown
+
+
+def charts(runs: Sequence[Run]) -> list[Chart]:
+    """The charts that have at least one value in one of the runs, in reading order."""
+    known = dict.fromkeys(
+        key for run in runs for key, values in run.series.items() if any(v is not None for v in values)
+    )
+    times = [f"time/{phase}_s" for phase in PHASES]
+    times += [key for key in known if key.startswith("time/") and key not in {*times, "time/step_s"}]
+    wanted = [
+        Chart("Reward", "mean over samples", _named(["reward/mean", *_experts(known)], "reward/")),
+        Chart(
+            "Held-out accuracy",
+            "exact verifier, never trained on; bars: standard error",
+            [("heldout/accuracy", "T = 1"), ("heldout/accuracy_greedy", "greedy")],
+            percent=True,
+        ),
+        Chart(
+            "Held-out: where it goes wrong",
+            "right plans, images that follow their plan (T = 1)",
+            [("heldout/plan_accuracy", "plan is right"), ("heldout/image_follows_plan", "image follows plan")],
+            percent=True,
+        ),
+        Chart(
+            "Held-out accuracy by task",
+            "T = 1",
+            _named([key for key in known if key.startswith("heldout/task/")], "heldout/task/"),
+            percent=True,
+        ),
+        Chart("KL", "to the starting policy, per token", [("kl", "all"), *_segments("kl")]),
+        Chart("Entropy", "nats per token", _segments("entropy")),
+        Chart("Time per phase", "seconds", [(k, k[5:].removesuffix("_s")) for k in times], stacked=True),
+        Chart("Throughput", "images per second of the rollout phase", [("rollout/images_per_s", "images/s")]),
+        Chart("Staleness", "steps between sampling and learning", [("staleness", "staleness")]),
+        Chart("Mismatch", "KL between sampler and learner", [(f"mismatch/{s}_kl", s) for s in ("semantic", "image")]),
+        Chart("Reward spread", "standard deviation inside a group", [("reward/std", "std")]),
+        Chart(
+            "Groups without a signal", "share with equal rewards", [("reward/zero_std_groups", "share")], percent=True
+        ),
+        Chart("Plan length", "tokens", [("plan/length", "tokens")]),
+        Chart("Loss and gradient", "", [("loss", "loss"), ("grad_norm", "gradient norm")]),
+    ]
+    kept = [Chart(c.title, c.note, [k for k in c.curves if k[0] in known], c.percent, c.stacked) for c in wanted]
+    return [chart for chart in kept if chart.curves]
+
+
+def _experts(keys: Iterable[str]) -> list[str]:
+    return [key for key in keys if key.startswith("reward/") and key[7:] not in {"mean", "std", "zero_std_groups"}]
+
+
+def _segments(metric: str) -> list[tuple[str, str]]:
+    return [(f"{metric}/semantic", "plan"), (f"{metric}/image", "image")]
+
+
+def _named(keys: Iterable[str], prefix: str) -> list[tuple[str, str]]:
+    return [(key, key.removeprefix(prefix)) for key in keys]

@@ -1,0 +1,87 @@
+"""A run folder as plain values: its metrics, its configuration and where its dumps lie."""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from t2ir1_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run. S steps were reported; a metric has a value, or None, at each of them."""
+
+    name: str
+    steps: list[int]  # (S,) ascending
+    series: dict[str, list[float | None]]  # metric -> (S,)
+    config: dict[str, str]  # dotted key -> value; empty without config.yaml
+    dumps: dict[int, Path]  # step -> Parquet file
+
+
+def read_run(folder: Path) -> Run:
+    """Raises UserError if there is no such run, it has reported nothing, or a file of it cannot be read."""
+    if not folder.is_dir():
+        raise UserError(f"RUN: {folder} does not exist: name a run folder such as runs/seed0")
+    steps, series = _read_metrics(folder / "metrics.jsonl")
+    found = {path: re.fullmatch(r"step_(\d+)\.parquet", path.name) for path in folder.glob("rollouts/*.parquet")}
+    dumps = {int(match[1]): path for path, match in found.items() if match}
+    return Run(folder.resolve().name, steps, series, _read_config(folder / "config.yaml"), dict(sorted(dumps.items())))
+
+
+def _read_metrics(path: Path) -> tuple[list[int], dict[str, list[float | None]]]:
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        raise UserError(f"RUN: {path} does not exist: name the folder of a run that has started") from None
+    except OSError as error:
+        raise UserError(f"RUN: {path} cannot be read ({error.strerror})") from None
+    by_step: dict[int, dict[str, float]] = {}
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            record = _record(line, f"{path}:{number}")
+            by_step.setdefault(int(record.pop("step")), {}).update(record)
+    if not by_step:
+        raise UserError(f"RUN: {path} holds no metrics yet: wait for the first step")
+    steps = sorted(by_step)
+    keys = dict.fromkeys(key for step in steps for key in by_step[step])
+    return steps, {key: [by_step[step].get(key) for step in steps] for key in keys}
+
+
+def _record(line: bytes, where: str) -> dict[str, float]:
+    """The finite numbers of one line, rounded to what a curve can show."""
+    try:
+        record = json.loads(line, parse_int=float)
+    except (ValueError, RecursionError):
+        raise UserError(f"{where} is not a JSON object: mend or remove the line") from None
+    step = record.get("step") if isinstance(record, dict) else None
+    if not isinstance(step, float) or not step.is_integer() or step < 0:
+        raise UserError(f"{where} has no step: every line is an object with a whole number `step`")
+    numbers = {key: value for key, value in record.items() if isinstance(value, float) and math.isfinite(value)}
+    return {key: value if key == "step" else float(f"{value:.6g}") for key, value in numbers.items()}
+
+
+def _read_config(path: Path) -> dict[str, str]:
+    if not path.exists():
+        return {}
+    try:
+        loaded = OmegaConf.load(path)
+        tree = OmegaConf.to_container(loaded) if isinstance(loaded, DictConfig) else {}
+        return {key: "" if value is None else str(value) for key, value in _leaves(tree)}
+    except Exception as error:  # yaml, unicode and I/O errors, of several classes
+        raise UserError(f"RUN: {path} is not YAML ({str(error).splitlines()[0]})") from None
+
+
+def _leaves(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if key == "runtime_env":  # may hold tokens, and the page is meant to be passed on
+            continue
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,90 @@
+"""Going on with a run that was interrupted: is it still the same run, and did someone ask it to stop."""
+
+import hashlib
+import json
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+from omegaconf import OmegaConf
+
+from t2ir1_ray.config import Config
+from t2ir1_ray.errors import UserError
+
+INPUTS = "inputs.json"
+FREE_SECTIONS = ("cluster", "journal")
+FREE_KEYS = ("rollout.actors", "learner.ranks")
+FREE_LEAVES = ("num_gpus", "num_cpus", "replicas", "runtime_env")
+"""What may change when a run goes on: where things run and what is written down, nothing that its figures depend on."""
+
+
+def record_inputs(run: Path, config: Config) -> None:
+    """Remember the contents of the prompt files."""
+    (run / INPUTS).write_text(json.dumps(_inputs(config), indent=1) + "\n")
+
+
+def check_unchanged(run: Path, stored: Config, config: Config) -> None:
+    """Raises UserError with every difference that would change the figures of the run that goes on."""
+    before, now = _flat(stored), _flat(config)
+    changes = [
+        f"{key}: {before.get(key)} is now {now.get(key)}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not _free(key)
+    ]
+    known = json.loads((run / INPUTS).read_text()) if (run / INPUTS).is_file() else {}
+    changes += [
+        f"{path}: other contents than before" for path, sha in _inputs(config).items() if known.get(path) != sha
+    ]
+    if changes:
+        raise UserError(
+            f"--resume: this is not the run that {run} holds ({'; '.join(changes)}): undo it, or add --force"
+        )
+
+
+def _free(key: str) -> bool:
+    return key.split(".")[0] in FREE_SECTIONS or key in FREE_KEYS or key.rsplit(".", 1)[-1] in FREE_LEAVES
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+
+    def walk(node: Any, prefix: str) -> None:
+        if isinstance(node, dict) and node:
+            for key, value in node.items():
+                walk(value, f"{prefix}.{key}" if prefix else str(key))
+        else:
+            found[prefix] = node
+
+    walk(OmegaConf.to_container(OmegaConf.structured(config)), "")
+    return found
+
+
+def _inputs(config: Config) -> dict[str, str]:
+    paths = [config.data.prompts, *([config.eval.prompts] if config.eval.prompts else [])]
+    return {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths}
+
+
+class Termination:
+    """SIGTERM as a request to save and end: what a spot instance gets before it is taken away, and a stopped Ray job.
+
+    Install it after `ray.init`, which has a handler of its own. Off the main thread, where Python allows no handlers,
+    nobody asks.
+    """
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+
+    def __enter__(self) -> Self:
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            self._before = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._main:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked.set()

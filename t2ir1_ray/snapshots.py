@@ -1,0 +1,124 @@
+"""Checkpoints of a run: `checkpoints/step_<n>/` is whole or absent.
+
+Each is a policy that plain transformers loads, with DeepSpeed's state of the learner in `learner/`, the run's position
+in `state.json` and a manifest of sizes and hashes. It is written aside, flushed to disk and renamed. Prompts, sampling
+and evaluation are functions of the step, so that nothing else is needed to go on exactly.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from t2ir1_ray.errors import RunError
+
+MANIFEST = "manifest.json"
+STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A whole checkpoint, verified when it was found."""
+
+    folder: Path
+    step: int
+    ranks: int  # learner ranks that wrote it
+    accuracy: float | None  # held-out, if it was measured at this step
+
+
+class Snapshots:
+    """The `checkpoints` folder of a run."""
+
+    def __init__(self, root: Path, keep_last: int):
+        """keep_last: newest checkpoints that stay, besides the one with the best held-out accuracy; 0: all stay."""
+        self.root, self.keep_last = root, keep_last
+
+    def save(self, step: int, ranks: int, accuracy: float | None, write: Callable[[Path], None]) -> Path:
+        """Make the checkpoint of a step. write: fills the folder it is given. Raises RunError if the disk fails."""
+        final = self._folder(step)
+        staging = final.with_name(f".{final.name}.partial")
+        try:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+            write(staging)
+            (staging / STATE).write_text(json.dumps({"step": step, "ranks": ranks, "accuracy": accuracy}) + "\n")
+            files = sorted(file for file in staging.rglob("*") if file.is_file())
+            manifest = {str(f.relative_to(staging)): {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in files}
+            (staging / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+            for path in [*files, staging / MANIFEST, *(p for p in staging.rglob("*") if p.is_dir()), staging]:
+                _flush(path)
+            staging.rename(final)
+            _flush(self.root)
+        except OSError as error:
+            shutil.rmtree(staging, ignore_errors=True)
+            reason = error.strerror or str(error)
+            raise RunError(f"checkpoint {final}: {reason}: the checkpoints before it are whole") from None
+        self._prune()
+        return final
+
+    def newest(self, say: Callable[[str], None]) -> Snapshot | None:
+        """The newest checkpoint that is what its manifest says; `say` is told about every other one."""
+        for folder in sorted(self.root.glob("step_*"), reverse=True):
+            fault = _fault(folder)
+            if fault is None:
+                return _read(folder)
+            say(f"warning: checkpoint {folder} is not whole ({fault}): trying the one before it")
+        return None
+
+    def forget_after(self, step: int) -> None:
+        """Remove what a run that goes on from `step` will make again, and what was never finished."""
+        for folder in self.root.glob(".step_*.partial"):
+            shutil.rmtree(folder)
+        for folder in self.root.glob("step_*"):
+            if folder > self._folder(step):
+                shutil.rmtree(folder)
+
+    def _folder(self, step: int) -> Path:
+        return self.root.resolve() / f"step_{step:06d}"
+
+    def _prune(self) -> None:
+        if not self.keep_last:
+            return
+        found = [_read(folder) for folder in sorted(self.root.glob("step_*"))]
+        measured = [snapshot for snapshot in found if snapshot.accuracy is not None]
+        best = max(measured, key=lambda snapshot: snapshot.accuracy, default=None)
+        for snapshot in found[: -self.keep_last]:
+            if snapshot != best:
+                shutil.rmtree(snapshot.folder)
+
+
+def _read(folder: Path) -> Snapshot:
+    state = json.loads((folder / STATE).read_text())
+    return Snapshot(folder, state["step"], state["ranks"], state["accuracy"])
+
+
+def _fault(folder: Path) -> str | None:
+    """Why a checkpoint cannot be used; None if every file is there, as long and as it was."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        for name, entry in manifest.items():
+            file = folder / name
+            if file.stat().st_size != entry["bytes"]:
+                return f"{name} has {file.stat().st_size} bytes instead of {entry['bytes']}"
+            if _sha256(file) != entry["sha256"]:
+                return f"{name} has other contents than were written"
+        _read(folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,57 @@
+"""Wall-clock seconds of the phases of every step, on several threads; also as a Chrome trace."""
+
+import json
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+
+class _Event(NamedTuple):
+    phase: str
+    step: int
+    thread: str
+    begin: float  # seconds since the timeline began
+    end: float
+
+
+class Timeline:
+    """Phases as they end. `with timeline("learn", step): ...` may run on any thread."""
+
+    def __init__(self) -> None:
+        self._origin = time.perf_counter()
+        self._events: list[_Event] = []
+
+    @contextmanager
+    def __call__(self, phase: str, step: int) -> Iterator[None]:
+        begin = time.perf_counter() - self._origin
+        yield
+        end = time.perf_counter() - self._origin
+        self._events.append(_Event(phase, step, threading.current_thread().name, begin, end))
+
+    def seconds(self, step: int) -> dict[str, float]:
+        """`time/<phase>_s` of a step's phases so far."""
+        found: dict[str, float] = defaultdict(float)
+        for event in self._events:
+            if event.step == step:
+                found[f"time/{event.phase}_s"] += event.end - event.begin
+        return dict(found)
+
+    def write(self, path: Path) -> None:
+        """All phases in the trace event format that chrome://tracing and ui.perfetto.dev open."""
+        events = [
+            {
+                "name": event.phase,
+                "ph": "X",
+                "ts": 1e6 * event.begin,
+                "dur": 1e6 * (event.end - event.begin),
+                "pid": 0,
+                "tid": event.thread,
+                "args": {"step": event.step},
+            }
+            for event in self._events
+        ]
+        path.write_text(json.dumps({"traceEvents": events}))

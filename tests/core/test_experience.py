@@ -1,0 +1,25 @@
+"""From scored groups to learner batches: plans that several images share."""
+
+import numpy as np
+
+from t2ir1_ray.experience import share_plans
+from tests.learner.samples import random_batch
+
+
+def test_a_shared_plan_pulls_as_hard_as_its_copies() -> None:
+    """For every token, weight * advantage (the gain's gradient) and weight (the KL's) add up to the same."""
+    batch, plan = random_batch(0), np.array([0, 0, 1, 2, 2, 2, 3])
+    shared = share_plans(batch, plan)
+    for number in range(4):
+        members = plan == number
+        weights = batch.semantic_token_weight[members]
+        gain = (weights[0] * batch.semantic_advantage[members]).sum()  # copies of a plan have the same weight
+        owners = [row for row in np.flatnonzero(members) if len(shared.semantic_ids[row])]
+        assert owners == [np.flatnonzero(members)[0]]
+        owner = owners[0]
+        assert np.isclose(shared.semantic_token_weight[owner], weights[0] * members.sum())
+        assert np.isclose(shared.semantic_token_weight[owner] * shared.semantic_advantage[owner], gain, rtol=1e-5)
+        assert shared.semantic_ids[owner].tolist() == batch.semantic_ids[owner].tolist()
+        assert len(shared.semantic_logprobs[owner]) == len(shared.semantic_ref_logprobs[owner]) > 0
+    np.testing.assert_array_equal(shared.image_advantage, batch.image_advantage)
+    np.testing.assert_array_equal(shared.image_token_weight, batch.image_token_weight)
