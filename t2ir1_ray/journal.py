@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from t2ir1_ray.experience import Experience
 from t2ir1_ray.progress import Progress
 from t2ir1_ray.resume import record_inputs
 from t2ir1_ray.schema import dump_table
-from t2ir1_ray.snapshots import Snapshots
+from t2ir1_ray.snapshots import Snapshot, Snapshots
 from t2ir1_ray.warning_signs import WarningSigns
 
 METRICS = "metrics.jsonl"
@@ -60,8 +61,7 @@ class Journal:
         for file in (self.run / "rollouts").glob("step_*.parquet"):
             if file.stem > f"step_{step:06d}":
                 file.unlink()
-        lines = (self.run / METRICS).read_bytes().splitlines(keepends=True)
-        kept = [line for line in lines if step and line.endswith(b"\n") and json.loads(line)["step"] <= step]
+        kept = [line for number, line in self._whole_lines() if number <= step] if step else []
         shorter = self.run / f".{METRICS}.partial"
         shorter.write_bytes(b"".join(kept))
         shorter.replace(self.run / METRICS)
@@ -69,8 +69,26 @@ class Journal:
         self._board = SummaryWriter(str(self.run / "tensorboard"), purge_step=step + 1 if step else None)
         self._progress.start(step)
 
+    def newest_snapshot(self) -> Snapshot | None:
+        """The newest whole checkpoint whose step is in the journal: where a run can go on without a gap."""
+        written = [step for step, _ in self._whole_lines()]
+        return self.snapshots.newest(self.say, at_most=written[-1]) if written else None
+
+    def _whole_lines(self) -> list[tuple[int, bytes]]:
+        """(step, line) of the metrics up to the first line that was torn."""
+        found = []
+        for line in (self.run / METRICS).read_bytes().splitlines(keepends=True):
+            try:
+                found.append((int(json.loads(line)["step"]), line))
+            except (ValueError, KeyError, TypeError):
+                break
+            if not line.endswith(b"\n"):
+                found.pop()
+        return found
+
     def save(self, step: int, accuracy: float | None, write: Callable[[Path], None]) -> None:
-        """A checkpoint of the step, written by `write`."""
+        """A checkpoint of the step, written by `write`. What it stands behind is on the disk before it."""
+        os.fsync(self._metrics.fileno())
         folder = self.snapshots.save(step, self.config.learner.ranks, accuracy, write)
         self.say(f"checkpoint {folder}")
 

@@ -59,9 +59,10 @@ class Snapshots:
         self._prune()
         return final
 
-    def newest(self, say: Callable[[str], None]) -> Snapshot | None:
-        """The newest checkpoint that is what its manifest says; `say` is told about every other one."""
-        for folder in sorted(self.root.glob("step_*"), reverse=True):
+    def newest(self, say: Callable[[str], None], at_most: int) -> Snapshot | None:
+        """The newest checkpoint up to a step that is what its manifest says; `say` is told about every other one."""
+        last = self._folder(at_most).name
+        for folder in sorted((f for f in self.root.glob("step_*") if f.name <= last), reverse=True):
             fault = _fault(folder)
             if fault is None:
                 return _read(folder)
@@ -73,7 +74,7 @@ class Snapshots:
         for folder in self.root.glob(".step_*.partial"):
             shutil.rmtree(folder)
         for folder in self.root.glob("step_*"):
-            if folder > self._folder(step):
+            if folder.name > self._folder(step).name:
                 shutil.rmtree(folder)
 
     def _folder(self, step: int) -> Path:

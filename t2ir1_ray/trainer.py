@@ -26,7 +26,7 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
     steps, ahead = config.train.steps, config.train.max_staleness if config.train.mode == "async" else 0
     timeline = Timeline()
     with Journal(run, config, resume) as journal:
-        snapshot = journal.snapshots.newest(journal.say) if resume else None
+        snapshot = journal.newest_snapshot() if resume else None
         done = saved = snapshot.step if snapshot else 0
         journal.begin_after(done)
         with (

@@ -87,3 +87,12 @@ def test_an_expert_may_bring_its_own_packages(tmp_path: Path) -> None:
     overrides += ["train.steps=1"]
     (line,) = run(tmp_path / "own", "none", *overrides)
     assert line["reward/hps"] > 0
+
+
+def test_groups_without_a_signal_are_replaced_by_other_prompts(tmp_path: Path) -> None:
+    """A cold policy draws the same image again and again: most groups have equal rewards."""
+    overrides = ["rollout.temperature=0.2", "rollout.group_size=2", "learner.zero_variance=resample", "train.steps=1"]
+    (line,) = run(tmp_path / "cold", "none", *overrides, "data.prompts_per_step=4", "learner.max_resamples=6")
+    assert line["groups/replaced"] > 0
+    assert line["reward/zero_std_groups"] < 1
+    assert line["samples/dropped"] == 2 * line["groups/dropped"]

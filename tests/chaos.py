@@ -1,0 +1,210 @@
+"""`python -m tests.chaos --minutes M --seed S`: random faults against the fault-free journal.
+
+Shapes training with real Ray is run again and again while processes are killed at random moments: actors in mid-step,
+the whole job (SIGKILL, SIGTERM), checkpoints damaged and journals torn while the job is dead. Every run is resumed
+until it ends; its journal must then equal that of a run without faults, and no process or unfinished file may remain.
+Prints a table of faults and of how many were survived; the exit code is 1 if any was not.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+STEPS = 10
+OVERRIDES = [f"train.steps={STEPS}", "data.prompts_per_step=2", "eval.every=5", "eval.count=16", "journal.save_every=2"]
+OVERRIDES += ["journal.images_every=0", "cluster.dashboard=false", "reward.retries=20"]
+ACTORS = ("rollout-0", "reference-0", "expert-hps-0", "expert-git-0", "expert-grounding_dino-0", "expert-orm-0")
+RUN_TIMEOUT_S = 600
+UNCOMPARED = {"rollout/images_per_s"}
+
+
+class Job:
+    """One process of `t2ir1_ray.train` and all that it starts."""
+
+    def __init__(self, run: Path):
+        begun = (run / "config.yaml").is_file()
+        place = [f"journal.root={run.parent}", f"journal.name={run.name}"]
+        arguments = ["--resume", str(run)] if begun else [*OVERRIDES, *place]
+        self.run = run
+        self.log = run.with_suffix(".log")
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "t2ir1_ray.train", *arguments], stdout=log, stderr=subprocess.STDOUT
+            )
+        self.family: dict[int, psutil.Process] = {}
+
+    def watch(self, seconds: float) -> bool:
+        """Let it run; returns whether it still does. Remembers its descendants, which a dead parent cannot name."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self.process.poll() is None:
+            for child in self.actors():
+                self.family[child.pid] = child
+            time.sleep(0.1)
+        return self.process.poll() is None
+
+    def actors(self) -> list[psutil.Process]:
+        try:
+            return psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+
+    def orphans(self) -> list[psutil.Process]:
+        """Descendants that are alive half a minute after the job's end."""
+        return psutil.wait_procs(list(self.family.values()), timeout=30)[1]
+
+
+def journal(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith("time/") and k not in UNCOMPARED} for line in lines]
+
+
+def kill_actor(job: Job, rng: random.Random) -> str | None:
+    """SIGKILL one running actor; returns its name, or None if none has started yet."""
+    wanted = rng.sample(ACTORS, len(ACTORS))
+    running = {name: p for p in job.actors() for name in wanted if f"ray::{name}:" in _title(p)}
+    name = next((name for name in wanted if name in running), None)
+    if name is not None:
+        running[name].kill()
+    return name
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline()) + ":"
+    except psutil.Error:
+        return ""
+
+
+def flip_a_byte(run: Path, rng: random.Random) -> bool:
+    """Damage a file of the newest checkpoint."""
+    folders = sorted((run / "checkpoints").glob("step_*"))
+    files = [file for file in folders[-1].rglob("*") if file.is_file() and file.stat().st_size] if folders else []
+    if not files:
+        return False
+    file = rng.choice(files)
+    content = bytearray(file.read_bytes())
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    file.write_bytes(content)
+    return True
+
+
+def tear_the_journal(run: Path, rng: random.Random) -> bool:
+    """Cut the last line of the metrics in the middle, as a crash of the machine may do."""
+    file = run / "metrics.jsonl"
+    content = file.read_bytes() if file.is_file() else b""
+    if not content:
+        return False
+    file.write_bytes(content[: -rng.randrange(1, min(60, len(content)))])
+    return True
+
+
+DAMAGE: dict[str, Callable[[Path, random.Random], bool]] = {
+    "byte flipped in a checkpoint": flip_a_byte,
+    "journal torn": tear_the_journal,
+}
+
+
+def disturbed(run: Path, rng: random.Random, kinds: list[str]) -> Counter[str]:
+    """Run to the end under faults of the given kinds, one after another; returns what was done."""
+    done: Counter[str] = Counter()
+    left = list(kinds)
+    while True:
+        job = Job(run)
+        began = time.monotonic()
+        while job.watch(rng.uniform(0.5, 12)):
+            if time.monotonic() - began > RUN_TIMEOUT_S:
+                raise TimeoutError(f"{run}: no end after {RUN_TIMEOUT_S} s, see {job.log}")
+            if not left:
+                continue
+            if left[0] == "actor":
+                if name := kill_actor(job, rng):
+                    done[f"SIGKILL of {name}"] += 1
+                    left.pop(0)
+                continue
+            kind = left.pop(0)
+            job.process.send_signal(signal.SIGKILL if kind == "job" else signal.SIGTERM)
+            done[f"{'SIGKILL' if kind == 'job' else 'SIGTERM'} of the job"] += 1
+            job.watch(60)
+            break
+        job.process.wait(timeout=60)
+        if orphans := job.orphans():
+            raise AssertionError(f"{run}: left behind: {[_title(process) for process in orphans]}")
+        if job.process.returncode == 0:
+            return done
+        if job.process.returncode not in (1, -signal.SIGKILL) or "Traceback" in job.log.read_text():
+            raise AssertionError(f"{run}: exit code {job.process.returncode}, see {job.log}")
+        for name, damage in DAMAGE.items():
+            if rng.random() < 0.5 and damage(run, rng):
+                done[name] += 1
+
+
+def differences(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> list[str]:
+    if len(left) != len(right):
+        return [f"{len(left)} lines against {len(right)}"]
+    return [
+        f"step {a['step']} {key}: {a.get(key)} against {b.get(key)}"
+        for a, b in zip(left, right, strict=True)
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key) != b.get(key)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=2.0, help="no further run is begun after so long")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--faults", type=int, default=4, help="faults of one run")
+    options = parser.parse_args()
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    rng = random.Random(options.seed)
+    root = Path(tempfile.mkdtemp(prefix="chaos-"))
+    deadline = time.monotonic() + 60 * options.minutes
+    disturbed(root / "whole", rng, [])
+    expected = journal(root / "whole")
+
+    injected: Counter[str] = Counter()
+    survived: Counter[str] = Counter()
+    wrong: list[str] = []
+    number = 0
+    while number == 0 or time.monotonic() < deadline:
+        number += 1
+        run = root / f"run-{number}"
+        kinds = ["actor", "job", *rng.choices(["actor", "job", "term"], k=max(0, options.faults - 2))]
+        rng.shuffle(kinds)
+        try:
+            found = disturbed(run, rng, kinds)
+            faults = [f"{run.name}: {text}" for text in differences(expected, journal(run))[:5]]
+            faults += [f"{run.name}: left {path}" for path in (run / "checkpoints").glob(".*")]
+        except (AssertionError, TimeoutError) as error:
+            found, faults = Counter(dict.fromkeys(kinds, 1)), [str(error)]
+        injected += found
+        survived += Counter() if faults else found
+        wrong += faults
+        print(f"{run.name}: {sum(found.values())} faults, {'FAILED' if faults else 'same journal'}", flush=True)
+
+    table = Table("fault", "injected", "survived")
+    for name, count in sorted(injected.items()):
+        table.add_row(name, str(count), str(survived[name]))
+    table.add_row("all", str(injected.total()), str(survived.total()))
+    Console().print(table)
+    print("\n".join(wrong))
+    print(json.dumps({"runs": number, "injected": injected.total(), "survived": survived.total(), "folder": str(root)}))
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Runs that are interrupted, and runs whose rollouts go ahead: against the uninterrupted sync run."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from t2ir1_ray import config
+from t2ir1_ray.trainer import train
+from tests.system.test_training import assert_same_metrics
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
+STEPS = 6
+OVERRIDES = [f"train.steps={STEPS}", "eval.every=3", "eval.count=24", "data.prompts_per_step=2", "journal.save_every=2"]
+OVERRIDES += ["journal.keep_last=0", "journal.images_every=0"]
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def interrupt(run: Path, number: signal.Signals, after_step: int, *arguments: str) -> tuple[int, str, float]:
+    """Train in a process of its own and send it a signal behind a step: (exit code, stderr, seconds until its end)."""
+    command = [sys.executable, "-m", "t2ir1_ray.train", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 240
+        while not (run / "metrics.jsonl").is_file() or len(metrics(run)) <= after_step:
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        children = psutil.Process(process.pid).children(recursive=True)
+        begin = time.monotonic()
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=120)
+        seconds = time.monotonic() - begin
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive, alive
+    return process.returncode, errors, seconds
+
+
+@pytest.fixture(scope="module")
+def whole(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The uninterrupted run."""
+    run = tmp_path_factory.mktemp("resume") / "whole"
+    train(config.load("shapes", OVERRIDES), run)
+    return run
+
+
+def test_a_run_that_is_terminated_and_then_killed_goes_on_exactly(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "torn"
+    place = ["cluster.dashboard=false", f"journal.root={tmp_path}", "journal.name=torn"]
+    code, errors, seconds = interrupt(run, signal.SIGTERM, 3, *OVERRIDES, *place)
+    assert (code, errors.count("\n")) == (1, 1)
+    assert "asked to end after step" in errors
+    assert f"--resume {run}" in errors
+    assert seconds < 30
+    saved = json.loads((max((run / "checkpoints").glob("step_*")) / "state.json").read_text())
+    assert saved["step"] == len(metrics(run)) - 1
+
+    code, _, _ = interrupt(run, signal.SIGKILL, saved["step"] + 1, "--resume", str(run))
+    assert code == -signal.SIGKILL
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9')  # killed in the middle of a line
+    (run / "checkpoints" / ".step_000009.partial").mkdir()
+    train(config.load(str(run / "config.yaml")), run, resume=True)
+    assert_same_metrics(metrics(whole), metrics(run), tolerance=0)
+    assert not list((run / "checkpoints").glob(".*"))
+    assert sorted(p.name for p in (run / "rollouts").iterdir()) == sorted(
+        p.name for p in (whole / "rollouts").iterdir()
+    )
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_other_ranks_take_over(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two ranks go on from step 2 of one rank's run, because step 4 has a flipped byte and the later ones are gone."""
+    run = tmp_path / "two"
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "checkpoints" / "step_000006")
+    weights = run / "checkpoints" / "step_000004" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    train(config.load(str(run / "config.yaml"), ["learner.ranks=2"]), run, resume=True)
+    assert "step_000004 is not whole (model.safetensors has other contents" in " ".join(capsys.readouterr().out.split())
+    assert_same_metrics(metrics(whole), metrics(run), tolerance=1e-4)
+
+
+def test_a_changed_run_is_refused_unless_forced(whole: Path) -> None:
+    command = [sys.executable, "-m", "t2ir1_ray.train", "--resume", str(whole), "learner.beta=0.5"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 2
+    assert "learner.beta: 0.01 is now 0.5" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("actor", ["rollout-0", "reference-0", "expert-git-0"])
+def test_an_actor_that_is_killed_in_mid_run_changes_nothing(actor: str, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / actor
+
+    def kill() -> None:
+        while not (run / "metrics.jsonl").is_file() or len(metrics(run)) < 3:
+            time.sleep(0.02)
+        (process,) = [p for p in psutil.process_iter(["cmdline"]) if actor in " ".join(p.info["cmdline"] or [])]
+        os.kill(process.pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    train(config.load("shapes", OVERRIDES), run)
+    killer.join(timeout=1)
+    assert not killer.is_alive()
+    assert_same_metrics(metrics(whole), metrics(run), tolerance=0)
+
+
+def test_async_rollouts_overlap_with_learning_and_are_one_version_old(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "async"
+    train(config.load("shapes", [*OVERRIDES, "train.mode=async", "journal.profile=true"]), run)
+    found = metrics(run)
+    assert [line["staleness"] for line in found[1:]] == [0, *[1] * (STEPS - 1)]
+    assert found[1]["reward/mean"] == metrics(whole)[1]["reward/mean"]  # the first step is the same in both modes
+    drift = [line["mismatch/image_kl"] for line in found[1:]]
+    assert drift[0] < 1e-6 < min(drift[1:])
+    events = json.loads((run / "trace.json").read_text())["traceEvents"]
+    spans = {(e["name"], e["args"]["step"]): (e["ts"], e["ts"] + e["dur"]) for e in events}
+    for step in range(1, STEPS):
+        learn, ahead = spans["learn", step], spans["rollout", step + 1]
+        assert ahead[0] < learn[1], step  # the next step is sampled while this one is learned
+
+
+def test_no_staleness_is_sync(whole: Path, tmp_path: Path) -> None:
+    train(config.load("shapes", [*OVERRIDES, "train.mode=async", "train.max_staleness=0"]), tmp_path / "zero")
+    assert_same_metrics(metrics(whole), metrics(tmp_path / "zero"), tolerance=0)
