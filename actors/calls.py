@@ -42,6 +42,13 @@ def _initialisation_error(error: RayActorError) -> UserError | None:
     return UserError(text.split(marker, 1)[1].splitlines()[0]) if marker in text else None
 
 
+def restarts_of(actor: Any) -> int:
+    """How often Ray has started the actor again. From Ray's actor table: the public state API needs the dashboard."""
+    from ray._private.state import actors
+
+    return int(actors(actor._actor_id.hex())["NumRestarts"])
+
+
 class Pool:
     """Identical actors that share work: each call goes to the one with the fewest calls in flight."""
 

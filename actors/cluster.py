@@ -10,7 +10,7 @@ import pyarrow as pa
 import ray
 
 from actors import placement
-from actors.calls import Pool, wait_for
+from actors.calls import Pool, restarts_of, wait_for
 from actors.engine_environment import CPU_ENVIRONMENT, ENVIRONMENT
 from actors.expert import ExpertActor
 from actors.learner import LearnerActor
@@ -267,10 +267,17 @@ class Cluster:
         for rank, ref in enumerate(calls):
             wait_for(ref, f"learner {rank}", method, timeout or self.config.cluster.call_timeout_s)
 
+    def restarts(self) -> int:
+        """How often actors have died and were started again."""
+        return sum(restarts_of(actor) for actor in self._actors())
+
+    def _actors(self) -> list[Any]:
+        pools = [self.rollouts, *self.experts.values(), *([self.reference] if self.reference else [])]
+        return [*self.learners, *(actor for pool in pools for actor in pool.actors)]
+
     def stop(self) -> None:
         """End every actor and free their resources."""
-        pools = [self.rollouts, *self.experts.values(), *([self.reference] if self.reference else [])]
-        for actor in [*self.learners, *(actor for pool in pools for actor in pool.actors)]:
+        for actor in self._actors():
             ray.kill(actor)
         self.placement.release()
 

@@ -1,11 +1,19 @@
 """How every command of this project ends: exit code 0, or one line on stderr and 2 (bad input) or 1 (failure)."""
 
+import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from t2ir1_ray.errors import RunError, UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with the arguments."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
 
 
 def run_entry(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> NoReturn:

@@ -1,17 +1,16 @@
 """`python -m t2ir1_ray.report RUN [RUN2] [--out FILE]`: one HTML page about a run, or about two beside each other."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from t2ir1_ray.entry import run_entry
+from t2ir1_ray.entry import Parser, run_entry
 from t2ir1_ray.errors import UserError
 from t2ir1_ray.report_page import build_page, read_run
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m t2ir1_ray.report",
         description="Write one self-contained HTML page: curves, and every group with its plans, images and scores.",
     )

@@ -1,6 +1,5 @@
 """`python -m t2ir1_ray.train [--config NAME|PATH] [section.key=value ...]`: train a policy on a Ray cluster."""
 
-import argparse
 import os
 import sys
 import time
@@ -11,13 +10,13 @@ import ray
 
 from t2ir1_ray import config as configuration
 from t2ir1_ray.config import ClusterConfig, Config
-from t2ir1_ray.entry import run_entry
+from t2ir1_ray.entry import Parser, run_entry
 from t2ir1_ray.errors import UserError
 from t2ir1_ray.resume import check_unchanged
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m t2ir1_ray.train", description="Train a policy with BiCoT-GRPO.")
+    parser = Parser(prog="python -m t2ir1_ray.train", description="Train a policy with BiCoT-GRPO.")
     parser.add_argument("--config", help="a shipped name (shapes, the default, janus_pro_1b, ...) or a YAML file")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run of this folder")
     parser.add_argument(

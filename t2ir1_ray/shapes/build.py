@@ -4,7 +4,6 @@ Deterministic on one machine (fixed seeds, steps and threads); takes about 35 mi
 what was measured and writes it, with the sha256 of every file, into manifest.json.
 """
 
-import argparse
 import hashlib
 import json
 import shutil
@@ -12,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from rich.table import Table
 
 from rewards.experts import load_expert
 from t2ir1_ray.config import SHIPPED, PolicyConfig
-from t2ir1_ray.entry import run_entry
+from t2ir1_ray.entry import Parser, run_entry
 from t2ir1_ray.errors import UserError
 from t2ir1_ray.policy import PromptFormat, load_model, load_tokenizer
 from t2ir1_ray.shapes.expert_training import auc
@@ -34,13 +34,15 @@ from t2ir1_ray.shapes.train_vq import reconstruction_quality, train_vq
 from t2ir1_ray.shapes.verify import verify_image
 
 EXPERTS = ("hps", "git", "grounding_dino", "orm")
-STAGES = ("prompts", "policy", *EXPERTS)
+OPTIONAL_EXPERTS = ("yolo_world",) if find_spec("ultralytics") else ()
+"""Built and measured where the extra `yolo` is installed."""
+STAGES = ("prompts", "policy", *EXPERTS, *OPTIONAL_EXPERTS)
 PROMPT_FILES = {"prompts_train.jsonl": (2000, 1, False), "prompts_heldout.jsonl": (512, 2, True)}
 """File -> (rows, seed, held out)."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m t2ir1_ray.shapes.build", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m t2ir1_ray.shapes.build", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(str(SHIPPED)), help="folder of the weights")
     parser.add_argument("--only", default=",".join(STAGES), help=f"comma-separated, of {','.join(STAGES)}; or none")
     parser.add_argument("--seed", type=int, default=0)
@@ -100,7 +102,10 @@ def base_samples(
 
 
 def measure(out: Path) -> dict[str, float]:
-    """Held-out accuracy of the base at T=1 and greedy, and every expert's AUC against the verifier, with the sum's."""
+    """Held-out accuracy of the base at T=1 and greedy, with and without plan; AUC of experts against the verifier.
+
+    An expert's AUC is over the images that it scores; that of the default run's sum is over all.
+    """
     model, form = _open_policy(out / "policy")
     prompts = prompts_of(sample_rows(*PROMPT_FILES["prompts_heldout.jsonl"]))
     figures = {}
@@ -111,10 +116,12 @@ def measure(out: Path) -> dict[str, float]:
         figures[f"base {name}, no plan/accuracy"] = found["accuracy"]
     rows, pixels, right = base_samples(out / "policy")
     total = np.zeros(len(rows))
-    for name in EXPERTS:
-        scores = np.nan_to_num(load_expert(name, str(out / name), batch_size=64).score(pixels, rows).scores)
-        figures[f"AUC/{name}"] = auc(scores, right)
-        total += scores
+    for name in (*EXPERTS, *OPTIONAL_EXPERTS):
+        scores = load_expert(name, str(out / name), batch_size=64).score(pixels, rows).scores
+        applies = np.isfinite(scores)
+        figures[f"AUC/{name}"] = auc(scores[applies], right[applies])
+        if name in EXPERTS:
+            total += np.nan_to_num(scores)
     return {**figures, "AUC/sum": auc(total, right)}
 
 

@@ -9,23 +9,16 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 from t2ir1_ray import config
 from t2ir1_ray.trainer import train
-from tests.system.test_training import assert_same_metrics
+from tests.system.runs import assert_same_metrics, metrics, small_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 STEPS = 6
-OVERRIDES = [f"train.steps={STEPS}", "eval.every=3", "eval.count=24", "data.prompts_per_step=2", "journal.save_every=2"]
-OVERRIDES += ["journal.keep_last=0", "journal.images_every=0"]
-
-
-def metrics(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def interrupt(run: Path, number: signal.Signals, after_step: int, *arguments: str) -> tuple[int, str, float]:
@@ -47,18 +40,11 @@ def interrupt(run: Path, number: signal.Signals, after_step: int, *arguments: st
     return process.returncode, errors, seconds
 
 
-@pytest.fixture(scope="module")
-def whole(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The uninterrupted run."""
-    run = tmp_path_factory.mktemp("resume") / "whole"
-    train(config.load("shapes", OVERRIDES), run)
-    return run
-
-
 def test_a_run_that_is_terminated_and_then_killed_goes_on_exactly(whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "torn"
-    place = ["cluster.dashboard=false", f"journal.root={tmp_path}", "journal.name=torn"]
-    code, errors, seconds = interrupt(run, signal.SIGTERM, 3, *OVERRIDES, *place)
+    small_config(tmp_path / "small.yaml")
+    place = ["cluster.dashboard=false", f"journal.root={tmp_path}", "journal.name=torn", f"train.steps={STEPS}"]
+    code, errors, seconds = interrupt(run, signal.SIGTERM, 3, "--config", str(tmp_path / "small.yaml"), *place)
     assert (code, errors.count("\n")) == (1, 1)
     assert "asked to end after step" in errors
     assert f"--resume {run}" in errors
@@ -103,7 +89,7 @@ def test_a_changed_run_is_refused_unless_forced(whole: Path) -> None:
     assert result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("actor", ["rollout-0", "reference-0", "expert-git-0"])
+@pytest.mark.parametrize("actor", ["rollout-0", "reference-0", "expert-hps-0"])
 def test_an_actor_that_is_killed_in_mid_run_changes_nothing(actor: str, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / actor
 
@@ -115,15 +101,17 @@ def test_an_actor_that_is_killed_in_mid_run_changes_nothing(actor: str, whole: P
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    train(config.load("shapes", OVERRIDES), run)
+    train(small_config(tmp_path / "small.yaml", f"train.steps={STEPS}"), run)
     killer.join(timeout=1)
     assert not killer.is_alive()
+    assert metrics(run)[-1]["actors/restarts"] == 1
     assert_same_metrics(metrics(whole), metrics(run), tolerance=0)
 
 
 def test_async_rollouts_overlap_with_learning_and_are_one_version_old(whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "async"
-    train(config.load("shapes", [*OVERRIDES, "train.mode=async", "journal.profile=true"]), run)
+    overrides = [f"train.steps={STEPS}", "train.mode=async", "journal.profile=true"]
+    train(small_config(tmp_path / "small.yaml", *overrides), run)
     found = metrics(run)
     assert [line["staleness"] for line in found[1:]] == [0, *[1] * (STEPS - 1)]
     assert found[1]["reward/mean"] == metrics(whole)[1]["reward/mean"]  # the first step is the same in both modes
@@ -134,8 +122,3 @@ def test_async_rollouts_overlap_with_learning_and_are_one_version_old(whole: Pat
     for step in range(1, STEPS):
         learn, ahead = spans["learn", step], spans["rollout", step + 1]
         assert ahead[0] < learn[1], step  # the next step is sampled while this one is learned
-
-
-def test_no_staleness_is_sync(whole: Path, tmp_path: Path) -> None:
-    train(config.load("shapes", [*OVERRIDES, "train.mode=async", "train.max_staleness=0"]), tmp_path / "zero")
-    assert_same_metrics(metrics(whole), metrics(tmp_path / "zero"), tolerance=0)

@@ -1,6 +1,5 @@
 """The whole system on the shipped shapes world: real Ray, vLLM, DeepSpeed, experts, Arrow, TensorBoard."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoTokenizer, JanusForConditionalGeneration
 
 from t2ir1_ray import config
-from t2ir1_ray.trainer import train
+from tests.system.runs import assert_same_metrics, metrics, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 STEPS = 3
@@ -23,26 +22,11 @@ KEYS = {
 }
 
 
-def run(folder: Path, *overrides: str) -> list[dict[str, Any]]:
-    """Train a few steps and return the lines of metrics.jsonl."""
-    defaults = [f"train.steps={STEPS}", "eval.count=24", "data.prompts_per_step=4", "rollout.prompts_per_call=2"]
-    train(config.load("shapes", [*defaults, *overrides]), folder)
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def assert_same_metrics(left: list[dict[str, Any]], right: list[dict[str, Any]], tolerance: float) -> None:
-    assert len(left) == len(right)
-    for a, b in zip(left, right, strict=True):
-        timeless = {key for key in a if not key.startswith("time/")} - {"rollout/images_per_s", "padding"}
-        assert timeless <= b.keys()
-        for key in timeless:
-            assert a[key] == pytest.approx(b[key], rel=tolerance, abs=tolerance), (a["step"], key)
-
-
 @pytest.fixture(scope="module")
 def first(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("runs") / "first"
-    return folder, run(folder)
+    overrides = ["data.prompts_per_step=4", "rollout.prompts_per_call=2", "journal.images_every=10"]
+    return folder, run(folder, f"train.steps={STEPS}", *overrides, experts=("hps", "git", "grounding_dino", "orm"))
 
 
 def test_the_run_folder_holds_what_a_person_looks_for(first: tuple[Path, list[dict[str, Any]]]) -> None:
@@ -89,18 +73,19 @@ def test_the_last_checkpoint_is_the_trained_policy_in_plain_transformers(
     assert AutoTokenizer.from_pretrained(folder)("a red circle")["input_ids"]
 
 
-def test_the_same_seed_gives_the_same_metrics(first: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
-    assert_same_metrics(first[1], run(tmp_path / "again"), tolerance=0)
+def test_the_same_seed_gives_the_same_metrics_and_no_staleness_is_sync(whole: Path, tmp_path: Path) -> None:
+    again = run(tmp_path / "again", "train.steps=6", "train.mode=async", "train.max_staleness=0")
+    assert_same_metrics(metrics(whole), again, tolerance=0)
 
 
-def test_a_second_rollout_actor_changes_nothing(first: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
-    assert_same_metrics(first[1], run(tmp_path / "two", "rollout.actors=2"), tolerance=0)
+def test_a_second_rollout_actor_changes_nothing(whole: Path, tmp_path: Path) -> None:
+    assert_same_metrics(metrics(whole), run(tmp_path / "two", "train.steps=6", "rollout.actors=2"), tolerance=0)
 
 
-def test_a_second_learner_rank_changes_nothing(first: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
-    assert_same_metrics(first[1], run(tmp_path / "ranks", "learner.ranks=2"), tolerance=1e-5)
+def test_a_second_learner_rank_changes_nothing(whole: Path, tmp_path: Path) -> None:
+    assert_same_metrics(metrics(whole), run(tmp_path / "ranks", "train.steps=6", "learner.ranks=2"), tolerance=1e-5)
 
 
-def test_another_seed_gives_other_metrics(first: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
-    other = run(tmp_path / "seed", "train.seed=1", "train.steps=1", "eval.every=0")
-    assert other[0]["reward/mean"] != first[1][1]["reward/mean"]
+def test_another_seed_gives_other_metrics(whole: Path, tmp_path: Path) -> None:
+    (other,) = run(tmp_path / "seed", "train.seed=1", "train.steps=1", "eval.every=0")
+    assert other["reward/mean"] != metrics(whole)[1]["reward/mean"]

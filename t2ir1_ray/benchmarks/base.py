@@ -1,0 +1,150 @@
+"""What benchmarks share: prompts to draw, images to judge, and means with their standard errors."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from t2ir1_ray.config import ExpertConfig
+from t2ir1_ray.errors import UserError
+
+Box = tuple[float, float, float, float]
+"""x1, y1, x2, y2 in pixels; y grows downward."""
+
+Call = Callable[..., Any]
+"""`call(judge, method, *arguments)` starts a method of a judge and returns a handle of its answer: one per image.
+A handle may be an argument of another call."""
+
+
+class Found(NamedTuple):
+    """An object that a detector saw."""
+
+    label: str
+    score: float
+    box: Box
+    mask: np.ndarray | None = None  # bool (H, W), of detectors that segment
+
+
+@dataclass(frozen=True)
+class Item:
+    """One prompt of a benchmark."""
+
+    prompt_id: str
+    prompt: str
+    category: str
+    index: int  # its place in its file, from 0
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class View:
+    """One image, the plan it was drawn after ("" without semantic-CoT), and what the judges said about it."""
+
+    plan: str
+    pixels: np.ndarray  # (H, W, 3) uint8
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number that is reported: the mean of `metric` over prompts."""
+
+    name: str
+    metric: str
+    shares: Mapping[str, float] | None  # weight of each category's mean; None: all prompts alike
+
+
+class Estimate(NamedTuple):
+    """A mean and its standard error over prompts (each prompt's images and seeds are averaged first)."""
+
+    mean: float
+    stderr: float  # NaN for a single prompt
+    prompts: int
+
+
+class Benchmark:
+    """A published protocol: what is asked of the judges about an image, and what their answers are worth."""
+
+    name: ClassVar[str]
+    images_per_prompt: ClassVar[int]  # as published
+    needs: ClassVar[dict[str, ExpertConfig]] = {}  # judges besides the verifier; a path is for the user to name
+
+    def __init__(self, experts: Mapping[str, ExpertConfig]):
+        self.experts = experts
+
+    def read(self, path: Path | None) -> list[Item]:
+        """Prompts in file order. Raises UserError that names the bad line."""
+        raise NotImplementedError
+
+    def judges(self, items: Sequence[Item]) -> set[str]:
+        """Which of `needs` these prompts need."""
+        return set(self.needs)
+
+    def notes(self) -> dict[str, str]:
+        """What else a reader of the numbers must know; kept with the settings."""
+        return {}
+
+    def observe(self, item: Item, rollouts: Any, call: Call) -> dict[str, Any]:
+        """Ask the judges about all images of a prompt (`rollouts`, a handle); handles of their answers by name."""
+        return {}
+
+    def score(self, item: Item, view: View) -> dict[str, float | None]:
+        """Metrics of one image; None where a judge gave no answer that can be read."""
+        raise NotImplementedError
+
+    def figures(self, items: Sequence[Item]) -> list[Figure]:
+        """What is reported about these prompts, the most important figure first."""
+        raise NotImplementedError
+
+    def image_path(self, item: Item, number: int, count: int) -> str:
+        """Where image `number` of `count` belongs, in the layout of the official evaluator."""
+        raise NotImplementedError
+
+    def sidecars(self, item: Item) -> dict[str, str]:
+        """Text files that the official evaluator expects beside the images: path -> content."""
+        return {}
+
+
+def one_per_category(items: Sequence[Item], metric: str) -> list[Figure]:
+    return [Figure(name, metric, {name: 1.0}) for name in dict.fromkeys(item.category for item in items)]
+
+
+def estimate(figure: Figure, category_of: Mapping[str, str], values: Mapping[str, Sequence[float]]) -> Estimate | None:
+    """The figure from all values of each prompt (by prompt_id); None if a category that it needs has no value.
+
+    Standard error: over prompts inside each category, sqrt(sum of (share * s / sqrt(n))^2), s with n - 1.
+    """
+    strata: dict[str, list[float]] = {}
+    for prompt_id, found in values.items():
+        if found:
+            stratum = "" if figure.shares is None else category_of[prompt_id]
+            strata.setdefault(stratum, []).append(float(np.mean(found)))
+    shares = {"": 1.0} if figure.shares is None else figure.shares
+    if any(name not in strata for name in shares):
+        return None
+    mean = math.fsum(share * float(np.mean(strata[name])) for name, share in shares.items())
+    variance = math.fsum(
+        share**2 * (float(np.var(strata[name], ddof=1)) if len(strata[name]) > 1 else math.nan) / len(strata[name])
+        for name, share in shares.items()
+    )
+    return Estimate(mean, math.sqrt(variance), sum(len(strata[name]) for name in shares))
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a UTF-8 text file of any line ending, without empty ones."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompts: {path} cannot be read as UTF-8 text ({error})") from None
+    return [line.strip() for line in lines if line.strip()]
+
+
+def need_path(path: Path | None, what: str) -> Path:
+    if path is None:
+        raise UserError(f"--prompts: missing: give {what}")
+    if not path.exists():
+        raise UserError(f"--prompts: {path} does not exist: give {what}")
+    return path

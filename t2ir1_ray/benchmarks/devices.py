@@ -1,0 +1,126 @@
+"""The processes of an evaluation: rollout actors with the checkpoint, and the models that judge, on Ray."""
+
+import math
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from typing import Any, Self
+
+import pyarrow as pa
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from actors import placement
+from actors.calls import Pool, wait_for
+from actors.cluster import Cluster, Published, _environment
+from actors.placement import Placement, Role
+from actors.rollout import RolloutActor, Sampling
+from t2ir1_ray.benchmarks.judge import Judge
+from t2ir1_ray.benchmarks.witness import WitnessActor
+from t2ir1_ray.config import Config, ExpertConfig
+from t2ir1_ray.errors import UserError
+
+RESTARTS = {"max_restarts": 2, "max_task_retries": 2}
+
+
+class Devices:
+    """Everything that draws and judges. Use as a context: leaving it ends the actors."""
+
+    def __init__(self, config: Config, experts: Mapping[str, ExpertConfig], actors: int | None, judge: Judge | None):
+        """actors: rollout actors; None: one for every GPU that the judges leave, on CPUs what the configuration says.
+
+        Raises UserError if the cluster or a checkpoint does not do.
+        """
+        self.timeout = config.cluster.call_timeout_s
+        self.judge = judge
+        self.asked: dict[ray.ObjectRef, Pool] = {}
+        judges = [Role(f"judge-{name}", e.replicas, e.num_cpus, e.num_gpus) for name, e in experts.items()]
+        drawers = Role("rollout", actors or _fitting(config, judges), config.rollout.num_cpus, config.rollout.num_gpus)
+        self.placement = _reserve([drawers, *judges], config.cluster.place_timeout_s)
+        try:
+            pool = Pool("rollout", self._spawn(RolloutActor, drawers, (config.policy, config.rollout, False), {}))
+            self.witnesses = {
+                name: Pool(f"judge {name}", self._spawn(WitnessActor, role, _arguments(expert), expert.runtime_env))
+                for role, (name, expert) in zip(judges, experts.items(), strict=True)
+            }
+            # The checkpoint itself is version 0, which every rollout actor has read: nothing is ever pushed.
+            self.cluster = Cluster(config, self.placement, [], pool, self.witnesses, None, Published(0, None, []))
+            for one in (*self.witnesses.values(), pool):
+                for index, actor in enumerate(one.actors):
+                    wait_for(
+                        actor.__ray_ready__.remote(), f"{one.name} {index}", "start", config.cluster.start_timeout_s
+                    )
+        except BaseException:
+            self.placement.release()
+            raise
+
+    def sample(
+        self, prompts: pa.Table, sampling: Sampling, prompts_per_call: int
+    ) -> Iterator[tuple[int, ray.ObjectRef]]:
+        """(row in `prompts`, handle of its `Rollouts` batch) as they are drawn."""
+        return self.cluster.sample(prompts, sampling, prompts_per_call)
+
+    def call(self, judge: str, method: str, *arguments: Any) -> Any:
+        """Start a method of a judge; a handle for `result`."""
+        if judge == "judge":
+            return getattr(self.judge, method)(*arguments)
+        handle = self.witnesses[judge].call(method, *arguments)
+        self.asked[handle] = self.witnesses[judge]
+        return handle
+
+    def ready(self, handles: Mapping[str, Any]) -> bool:
+        refs = [handle for handle in handles.values() if isinstance(handle, ray.ObjectRef)]
+        futures = [handle for handle in handles.values() if isinstance(handle, Future)]
+        return all(future.done() for future in futures) and (
+            not refs or len(ray.wait(refs, num_returns=len(refs), timeout=0)[0]) == len(refs)
+        )
+
+    def result(self, handle: Any, what: str) -> Any:
+        """Wait for an answer."""
+        if isinstance(handle, Future):
+            return handle.result()
+        pool = self.asked.pop(handle, None)
+        answer = wait_for(handle, pool.name if pool else "rollout", what, self.timeout)
+        if pool:
+            pool.done(handle)
+        return answer
+
+    def _spawn(self, actor_class: type, role: Role, arguments: tuple[Any, ...], env: dict[str, Any]) -> list[Any]:
+        options = {"runtime_env": _environment(role, env), **RESTARTS}
+        return [
+            ray.remote(actor_class).options(**options, **self.placement.options(role, index)).remote(*arguments)
+            for index in range(role.count)
+        ]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.judge:
+            self.judge.close()
+        self.cluster.stop()
+
+
+def _arguments(expert: ExpertConfig) -> tuple[Any, ...]:
+    return expert.kind, expert.path, expert.dtype, expert.batch_size, expert.options
+
+
+def _fitting(config: Config, judges: list[Role]) -> int:
+    if config.rollout.num_gpus == 0:
+        return config.rollout.actors
+    taken = math.ceil(sum(role.count * role.num_gpus for role in judges))
+    return max(1, int((ray.cluster_resources().get("GPU", 0) - taken) // config.rollout.num_gpus))
+
+
+def _reserve(roles: list[Role], timeout_s: float) -> Placement:
+    """Everything at once, or a line that says what was asked for."""
+    layout = placement.plan(roles)
+    group = placement_group(layout.bundles, strategy="PACK", name="t2ir1_ray_evaluate")
+    if group.wait(timeout_s):
+        return Placement(group, layout)
+    remove_placement_group(group)
+    asked = ", ".join(f"{r.count} {r.name} of {r.num_gpus:g} GPU and {r.num_cpus:g} CPU" for r in roles)
+    has = ray.available_resources()
+    raise UserError(
+        f"resources: not placed within {timeout_s:g} s: {asked}; free are {has.get('GPU', 0):g} GPU and "
+        f"{has.get('CPU', 0):g} CPU: lower --actors, rollout.num_gpus or --expert NAME.num_gpus"
+    )

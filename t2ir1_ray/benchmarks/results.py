@@ -1,0 +1,168 @@
+"""What an evaluation leaves behind: settings.json, results.jsonl (a line per finished prompt), summary.json, row.md."""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from t2ir1_ray.benchmarks.base import Benchmark, Estimate, Figure, Item, estimate
+from t2ir1_ray.errors import UserError
+
+MAY_CHANGE = ("modes", "seeds", "prompts_path", "checkpoint", "judge_url")
+"""Settings in which a resumed evaluation may differ: modes and seeds are more to do, paths are known by digests."""
+
+DIFFERENCE = "difference"
+
+
+class Results:
+    """Append-only: a line is on the disk before the next prompt is begun, and a line that was cut off is dropped."""
+
+    def __init__(self, out: Path, settings: Mapping[str, Any]):
+        """Raises UserError if the folder holds an evaluation with other settings, or cannot be written."""
+        self.out = out
+        path = out / "results.jsonl"
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            _agree(out / "settings.json", settings)
+            whole = path.read_bytes() if path.exists() else b""
+            whole = whole[: whole.rfind(b"\n") + 1]
+            self._file = path.open("ab")
+            self._file.truncate(len(whole))
+        except OSError as error:
+            raise UserError(f"--out: {out} cannot be written ({error.strerror}): choose another folder") from None
+        self.records: dict[tuple[str, int, str], dict[str, Any]] = {}
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                record = json.loads(line)
+                self.records[key_of(record)] = record
+            except (ValueError, KeyError, TypeError):
+                raise UserError(
+                    f"--out: {path}:{number}: not a result of this program: choose another folder"
+                ) from None
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.records[key_of(record)] = dict(record)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def key_of(record: Mapping[str, Any]) -> tuple[str, int, str]:
+    return record["mode"], record["seed"], record["prompt_id"]
+
+
+def summarise(
+    benchmark: Benchmark,
+    items: Sequence[Item],
+    records: Sequence[Mapping[str, Any]],
+    modes: Sequence[str],
+) -> dict[str, Any]:
+    """{"figures": {name: {mode: {mean, stderr, prompts} or None}}, "unreadable": {mode: images}}.
+
+    With two modes, "difference" is the first minus the second, paired by prompt. A figure over several categories is
+    withheld (None) while one of its images has no readable verdict.
+    """
+    category_of = {item.prompt_id: item.category for item in items}
+    figures: dict[str, dict[str, Any]] = {}
+    unreadable = dict.fromkeys(modes, 0)
+    for figure in benchmark.figures(items):
+        values = {mode: _values(records, mode, figure.metric) for mode in modes}
+        missing = {mode: sum(value is None for found in values[mode].values() for value in found) for mode in modes}
+        unreadable = {mode: max(unreadable[mode], missing[mode]) for mode in modes}
+        columns = {mode: _estimate(figure, category_of, values[mode], missing[mode]) for mode in modes}
+        if len(modes) == 2:
+            first, second = (
+                {key: [v for v in found if v is not None] for key, found in values[mode].items()} for mode in modes
+            )
+            paired = {
+                key: [float(np.mean(first[key]) - np.mean(second[key]))]
+                for key in first
+                if first[key] and second.get(key)
+            }
+            columns[DIFFERENCE] = _estimate(figure, category_of, paired, max(missing.values()))
+        figures[figure.name] = {name: _json(column) for name, column in columns.items()}
+    return {"figures": figures, "unreadable": unreadable}
+
+
+def show(title: str, summary: Mapping[str, Any], console: Console) -> None:
+    """The table for a person."""
+    columns = list(next(iter(summary["figures"].values())))
+    table = Table("", *columns, "prompts", title=title, title_justify="left")
+    for name, row in summary["figures"].items():
+        prompts = max((cell["prompts"] for cell in row.values() if cell), default=0)
+        table.add_row(name, *[_cell(row[column], signed=column == DIFFERENCE) for column in columns], str(prompts))
+    notes = "mean ± standard error over prompts (images and seeds of a prompt averaged first), in %"
+    if any(summary["unreadable"].values()):
+        notes += f"; verdicts that could not be read: {sum(summary['unreadable'].values())}"
+    table.caption, table.caption_justify = notes, "left"
+    console.print(table)
+
+
+def markdown(checkpoint: str, summary: Mapping[str, Any]) -> str:
+    """A header and one row per mode, to paste into a table."""
+    figures = summary["figures"]
+    modes = [mode for mode in next(iter(figures.values())) if mode != DIFFERENCE]
+    lines = [f"| checkpoint | mode | {' | '.join(figures)} |", f"| --- | --- |{' --- |' * len(figures)}"]
+    lines += [
+        f"| {checkpoint} | {mode} | {' | '.join(_cell(row[mode]) for row in figures.values())} |" for mode in modes
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _agree(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write the settings, or compare them with those that are there."""
+    settings = json.loads(json.dumps(settings))
+    if path.exists():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            before = {}
+        for name in settings:
+            if name not in MAY_CHANGE and before.get(name) != settings[name]:
+                raise UserError(
+                    f"--out: {path.parent} holds an evaluation with {name}={json.dumps(before.get(name))}, not "
+                    f"{json.dumps(settings[name])}: choose another folder"
+                )
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _values(records: Sequence[Mapping[str, Any]], mode: str, metric: str) -> dict[str, list[float | None]]:
+    values: dict[str, list[float | None]] = {}
+    for record in records:
+        if record["mode"] == mode:
+            found = [image["scores"][metric] for image in record["images"] if metric in image["scores"]]
+            values.setdefault(record["prompt_id"], []).extend(found)
+    return values
+
+
+def _estimate(
+    figure: Figure, category_of: Mapping[str, str], values: Mapping[str, Sequence[float | None]], missing: int
+) -> Estimate | None:
+    if missing and (figure.shares is None or len(figure.shares) > 1):
+        return None
+    readable = {key: [value for value in found if value is not None] for key, found in values.items()}
+    return estimate(figure, category_of, readable)
+
+
+def _json(found: Estimate | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return found._asdict() | {"stderr": found.stderr if math.isfinite(found.stderr) else None}
+
+
+def _cell(found: Mapping[str, Any] | None, signed: bool = False) -> str:
+    if found is None:
+        return "-"
+    mean = f"{100 * found['mean']:{'+' if signed else ''}.1f}"
+    return mean if found["stderr"] is None else f"{mean} ± {100 * found['stderr']:.1f}"

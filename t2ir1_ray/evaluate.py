@@ -1,0 +1,307 @@
+"""`python -m t2ir1_ray.evaluate --checkpoint C --benchmark NAME`: its numbers, with and without semantic-CoT.
+
+Runs on Ray: rollout actors draw, the benchmark's judges look at the images as they come. Every finished prompt is a
+line on the disk, so the same command goes on where an interrupted one stopped.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from t2ir1_ray.benchmarks import BENCHMARKS
+from t2ir1_ray.benchmarks.base import Benchmark, Found, Item, View
+from t2ir1_ray.benchmarks.results import Results, markdown, show, summarise
+from t2ir1_ray.config import Config, ExpertConfig
+from t2ir1_ray.entry import Parser, run_entry
+from t2ir1_ray.errors import UserError
+from t2ir1_ray.generate import check_tokens, checkpoint_config, save_png
+from t2ir1_ray.schema import PROMPT_SCHEMA, Rollouts
+
+MODES = {"semantic-CoT": True, "prompt only": False}
+PENDING = 64
+"""Prompts whose images are drawn while their judges still look."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is evaluated, and how images are sampled."""
+
+    benchmark: Benchmark
+    items: list[Item]
+    config: Config
+    modes: list[str]
+    seeds: list[int]
+    num_images: int
+    guidance: float
+    temperature: float
+
+    def sampling(self, mode: str, seed: int) -> Any:
+        from actors.rollout import Sampling
+
+        return Sampling(
+            self.num_images, self.temperature, self.guidance, seed, f"evaluate {self.benchmark.name}", MODES[mode]
+        )
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = _parser().parse_args(arguments)
+    _check(options)
+    config = checkpoint_config(options.checkpoint, options.config, options.overrides)
+    draft = BENCHMARKS[options.benchmark]({})
+    items = draft.read(options.prompts)[: options.limit]
+    needed = draft.judges(items)
+    experts = expert_configs(draft, needed & draft.needs.keys(), options.expert, config.rollout.num_gpus > 0)
+    if "judge" in needed and not (options.judge_url and options.judge_model):
+        raise UserError(f"--judge-url, --judge-model: {options.benchmark} is judged by a model: name its endpoint")
+    benchmark = BENCHMARKS[options.benchmark](experts)
+    if options.judge_template:
+        benchmark.template = _template(options.judge_template)
+    job = Job(
+        benchmark,
+        items,
+        config,
+        {"both": list(MODES), "with": ["semantic-CoT"], "without": ["prompt only"]}[options.plans],
+        options.seeds,
+        options.num_images or benchmark.images_per_prompt,
+        config.rollout.guidance if options.cfg is None else options.cfg,
+        config.rollout.temperature if options.temperature is None else options.temperature,
+    )
+    from t2ir1_ray.policy import PromptFormat, load_tokenizer
+
+    check_tokens(
+        [item.prompt for item in items], PromptFormat(load_tokenizer(config.policy.path), config.policy), config
+    )
+    name = f"{options.benchmark}-{Path(config.policy.path).name}"
+    results = Results(options.out or Path("evaluations") / name, settings(job, experts, options))
+
+    if any(todo(job, results).values()):
+        from t2ir1_ray.benchmarks.devices import Devices
+        from t2ir1_ray.benchmarks.judge import Judge
+        from t2ir1_ray.train import connect
+
+        connect(config.cluster)
+        key = os.environ.get(options.judge_key_env)
+        judge = Judge(options.judge_url, options.judge_model, key, options.judge_threads) if "judge" in needed else None
+        with Devices(config, experts, options.actors, judge) as devices:
+            run(job, devices, results)
+    report(job, results, config.policy.path)
+
+
+def todo(job: Job, results: Results) -> dict[tuple[str, int], list[Item]]:
+    """(mode, seed) -> prompts without a result."""
+    return {
+        (mode, seed): [item for item in job.items if (mode, seed, item.prompt_id) not in results.records]
+        for mode in job.modes
+        for seed in job.seeds
+    }
+
+
+def run(job: Job, devices: Any, results: Results) -> None:
+    """Draw and judge every prompt that has no result yet."""
+    per_call = max(1, job.config.rollout.prompts_per_call * job.config.rollout.group_size // job.num_images)
+    console = Console()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        for (mode, seed), items in todo(job, results).items():
+            bar = progress.add_task(f"{mode}, seed {seed}", total=len(items))
+            pending: deque[tuple[Item, Any, dict[str, Any]]] = deque()
+            for row, drawn in devices.sample(_table(items), job.sampling(mode, seed), per_call) if items else ():
+                pending.append((items[row], drawn, job.benchmark.observe(items[row], drawn, devices.call)))
+                while pending and (len(pending) > PENDING or devices.ready(pending[0][2])):
+                    results.append(_finish(job, devices, results.out, mode, seed, *pending.popleft()))
+                    progress.advance(bar)
+            while pending:
+                results.append(_finish(job, devices, results.out, mode, seed, *pending.popleft()))
+                progress.advance(bar)
+            if items and not console.is_terminal:
+                print(f"{mode}, seed {seed}: {len(items)} prompts drawn and judged", flush=True)
+
+
+def report(job: Job, results: Results, checkpoint: str) -> dict[str, Any]:
+    """Table on the terminal, summary.json and row.md in the folder; returns the summary."""
+    results.close()
+    wanted = {item.prompt_id for item in job.items}
+    records = [r for (_, seed, prompt), r in results.records.items() if prompt in wanted and seed in job.seeds]
+    summary = summarise(job.benchmark, job.items, records, job.modes)
+    title = f"{job.benchmark.name}: {checkpoint}"
+    console = Console(highlight=False)
+    show(title, summary, console)
+    document = json.loads((results.out / "settings.json").read_text()) | {
+        "standard_error": "over prompts; images and seeds of a prompt are averaged first",
+        **summary,
+    }
+    (results.out / "summary.json").write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    row = markdown(Path(checkpoint).name, summary)
+    (results.out / "row.md").write_text(row)
+    print(row, end="")
+    console.print(f"images, results.jsonl, summary.json, row.md in {results.out}", soft_wrap=True)
+    return summary
+
+
+def _finish(
+    job: Job, devices: Any, out: Path, mode: str, seed: int, item: Item, drawn: Any, asked: dict[str, Any]
+) -> dict[str, Any]:
+    """Wait for a prompt's images and its judges' answers; save the images; its line of results.jsonl."""
+    what = f"prompt {item.prompt_id}"
+    samples = Rollouts.from_arrow(devices.result(drawn, what))
+    answers = {name: devices.result(handle, what) for name, handle in asked.items()}
+    folder = Path("images") / mode.replace(" ", "-") / f"seed_{seed}"
+    for name, text in job.benchmark.sidecars(item).items():
+        (out / folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / folder / name).write_text(text)
+    images = []
+    for number, (plan, pixels) in enumerate(zip(samples.plan, samples.pixels, strict=True)):
+        evidence = {name: found[number] for name, found in answers.items()}
+        path = folder / job.benchmark.image_path(item, number, job.num_images)
+        (out / path).parent.mkdir(parents=True, exist_ok=True)
+        save_png(out / path, pixels, {"prompt": item.prompt, "plan": plan, "mode": mode, "seed": seed})
+        scores = job.benchmark.score(item, View(plan, pixels, evidence))
+        images.append({"image": str(path), "plan": plan, "scores": scores, "evidence": _plain(evidence)})
+    return {
+        "mode": mode,
+        "seed": seed,
+        "prompt_id": item.prompt_id,
+        "prompt": item.prompt,
+        "category": item.category,
+        "images": images,
+    }
+
+
+def expert_configs(
+    benchmark: Benchmark, needed: set[str], overrides: Sequence[str], gpus: bool
+) -> dict[str, ExpertConfig]:
+    """The benchmark's judges with the user's `NAME.key=value` over their defaults. Raises UserError for a bad one."""
+    share = {"num_gpus": 0.25, "num_cpus": 1.0} if gpus else {"num_gpus": 0.0, "num_cpus": 0.1}
+    base = OmegaConf.create(
+        {name: OmegaConf.structured(dataclasses.replace(benchmark.needs[name], **share)) for name in benchmark.needs}
+    )
+    OmegaConf.set_struct(base, True)
+    try:
+        merged = OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides)))
+        experts = {name: OmegaConf.to_object(merged[name]) for name in benchmark.needs if name in needed}
+    except (OmegaConfBaseException, ValueError) as error:
+        names = ", ".join(benchmark.needs) or "none"
+        raise UserError(f"--expert: {str(error).splitlines()[0]} (judges of {benchmark.name}: {names})") from None
+    for name, expert in experts.items():
+        if not expert.path:
+            raise UserError(
+                f"--expert {name}.path: missing: give a {expert.kind} checkpoint (folder, file or hub id), or another "
+                f"kind with --expert {name}.kind=KIND"
+            )
+    return experts
+
+
+def settings(job: Job, experts: dict[str, ExpertConfig], options: argparse.Namespace) -> dict[str, Any]:
+    """What the numbers depend on."""
+    prompts = "\n".join(f"{item.prompt_id}\t{item.prompt}" for item in job.items)
+    return {
+        "benchmark": job.benchmark.name,
+        "checkpoint": job.config.policy.path,
+        "checkpoint_digest": _digest(job.config.policy.path),
+        "prompts_path": str(options.prompts) if options.prompts else None,
+        "prompts_sha256": hashlib.sha256(prompts.encode()).hexdigest(),
+        "num_prompts": len(job.items),
+        "num_images": job.num_images,
+        "seeds": job.seeds,
+        "modes": job.modes,
+        "cfg": job.guidance,
+        "temperature": job.temperature,
+        "policy": {k: v for k, v in dataclasses.asdict(job.config.policy).items() if k != "path"},
+        "experts": {n: {k: getattr(e, k) for k in ("kind", "path", "dtype", "options")} for n, e in experts.items()},
+        "judge": options.judge_model,
+        "judge_url": options.judge_url,
+        "judge_template_sha256": hashlib.sha256(getattr(job.benchmark, "template", "").encode()).hexdigest(),
+        "notes": job.benchmark.notes(),
+    }
+
+
+def _digest(path: str) -> str:
+    """Of names, sizes and ends of a checkpoint's files: enough to notice that a folder holds another one now."""
+    from t2ir1_ray.checkpoints import resolve_checkpoint
+
+    state = hashlib.sha256()
+    for file in sorted(resolve_checkpoint(path, "policy.path").iterdir()):
+        if file.suffix in (".safetensors", ".bin", ".json"):
+            with file.open("rb") as handle:
+                size = file.stat().st_size
+                head = handle.read(1 << 16)
+                handle.seek(max(0, size - (1 << 16)))
+                state.update(f"{file.name} {size} ".encode() + head + handle.read())
+    return state.hexdigest()[:16]
+
+
+def _plain(evidence: dict[str, Any]) -> dict[str, Any]:
+    """As JSON; masks are left out."""
+    return {
+        name: [[one.label, round(one.score, 4), [round(x, 1) for x in one.box]] for one in value]
+        if isinstance(value, list) and value and isinstance(value[0], Found)
+        else value
+        for name, value in evidence.items()
+    }
+
+
+def _table(items: Sequence[Item]) -> pa.Table:
+    rows = [{"prompt_id": item.prompt_id, "prompt": item.prompt, "task_type": "non"} for item in items]
+    empty = dict.fromkeys(set(PROMPT_SCHEMA.names) - rows[0].keys())
+    return pa.Table.from_pylist([row | empty for row in rows], schema=PROMPT_SCHEMA)
+
+
+def _template(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--judge-template: {path} cannot be read as UTF-8 text ({error})") from None
+    if "{prompt}" not in text:
+        raise UserError(f"--judge-template: {path} lacks {{prompt}}")
+    return text
+
+
+def _check(options: argparse.Namespace) -> None:
+    for name in ("num_images", "limit", "actors", "judge_threads", "cfg", "temperature"):
+        value, least = getattr(options, name), 0 if name == "temperature" else 1
+        if value is not None and not least <= value < float("inf"):
+            raise UserError(f"--{name.replace('_', '-')}: {value}: must be at least {least}")
+    if len(set(options.seeds)) != len(options.seeds):
+        raise UserError(f"--seeds: {options.seeds}: a seed occurs twice")
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m t2ir1_ray.evaluate", description="Evaluate a policy on a benchmark.")
+    add = parser.add_argument
+    add("--checkpoint", help="folder or hub id; default: the shapes policy that comes with this package")
+    add("--benchmark", required=True, choices=list(BENCHMARKS))
+    add("--prompts", type=Path, metavar="PATH", help="the benchmark's own prompt file or folder, as published")
+    add("--config", help="how the checkpoint is prompted: shapes, janus_pro_1b, janus_pro_7b or a YAML file")
+    add("--out", type=Path, metavar="DIR", help="default: evaluations/<benchmark>-<checkpoint>; resumed if it exists")
+    add("--plans", choices=("both", "with", "without"), default="both", help="semantic-CoT (default: both)")
+    add("--seeds", type=int, nargs="+", default=[0])
+    add("--num-images", type=int, help="per prompt and seed (default: as the benchmark publishes)")
+    add("--limit", type=int, help="only the first prompts")
+    add("--cfg", type=float, help="guidance scale, 1: none (default: the configuration's)")
+    add("--temperature", type=float, help="of plan and image, 0: greedy (default: the configuration's)")
+    add("--actors", type=int, help="rollout actors (default: all GPUs that the judges leave)")
+    add("--expert", action="append", default=[], metavar="NAME.KEY=VALUE", help="e.g. detector.path=PATH; repeatable")
+    add("--judge-url", help="OpenAI-compatible endpoint, e.g. http://127.0.0.1:8000/v1")
+    add("--judge-model", help="the model's name at that endpoint")
+    add("--judge-key-env", default="OPENAI_API_KEY", metavar="NAME", help="environment variable with the key")
+    add("--judge-threads", type=int, default=8, help="questions asked at once")
+    add("--judge-template", type=Path, metavar="FILE", help="own instruction with {prompt} and {explanation}")
+    add("overrides", nargs="*", metavar="section.key=value", help="of the configuration, e.g. rollout.num_gpus=0.5")
+    return parser
+
+
+if __name__ == "__main__":
+    run_entry(main, sys.argv[1:])

@@ -1,0 +1,269 @@
+"""`python -m t2ir1_ray.generate PROMPT ...`: plans and images for prompts, in this process, on the GPU or on CPUs.
+
+The same checkpoint, prompt, seed and settings give the same image, whatever other prompts are asked for beside it.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import textwrap
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+from rich.console import Console
+from rich.progress import track
+
+from t2ir1_ray import config as configuration
+from t2ir1_ray.config import Config
+from t2ir1_ray.entry import Parser, run_entry
+from t2ir1_ray.errors import UserError
+from t2ir1_ray.prompts import read_prompts
+
+if TYPE_CHECKING:
+    from actors.rollout import RolloutActor, Sampling
+    from t2ir1_ray.policy import PromptFormat
+
+TILE_PX = 240
+GRID_IMAGES = 64
+"""The grid shows at most so many images; the folder holds all of them."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = _parser().parse_args(arguments)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
+    config = checkpoint_config(options.checkpoint, options.config)
+    prompts = [*options.prompt, *(read_texts(options.prompts) if options.prompts else [])]
+    if not prompts:
+        raise UserError('no prompt: give some, such as "a red circle above a blue square", or --prompts FILE')
+    _check(options, prompts)
+    out = new_folder(options.out or Path("generated") / time.strftime("%Y%m%d-%H%M%S"))
+
+    # After everything that can be wrong is known to be right: these imports and the engine take seconds.
+    with engine(config) as actor:
+        from actors.rollout import Sampling
+
+        check_tokens(prompts, actor.format, config)
+        guidance = config.rollout.guidance if options.cfg is None else options.cfg
+        temperature = config.rollout.temperature if options.temperature is None else options.temperature
+        sampling = Sampling(
+            options.num_images, temperature, guidance, options.seed, "generate", not options.no_plan, options.plan
+        )
+        batch_size = options.batch_size or config.rollout.prompts_per_call * config.rollout.group_size
+        records = draw(actor, prompts, sampling, batch_size, out, {"checkpoint": config.policy.path})
+    write_grid(out, records, options.num_images)
+    Console(highlight=False).print(f"{len(records)} images in {out}: grid.png, results.jsonl", soft_wrap=True)
+
+
+def checkpoint_config(checkpoint: str | None, name: str | None, overrides: Sequence[str] = ()) -> Config:
+    """The configuration that says how `checkpoint` is prompted: `name` if given, else that of the run it comes from,
+    else `shapes`. No checkpoint: the one that the configuration names."""
+    if name is None and checkpoint is not None:
+        of_run = Path(checkpoint).expanduser().resolve().parent.parent / "config.yaml"  # run/checkpoints/step_000120
+        name = str(of_run) if of_run.is_file() else None
+    config = configuration.load(name or "shapes", overrides)
+    config.rollout.weight_transfer = "object_store"  # nothing is transferred: no NCCL group is waited for
+    if checkpoint is not None:
+        config.policy.path = checkpoint
+    from t2ir1_ray.policy import checked_tensors, load_config
+
+    checked_tensors(config.policy.path, load_config(config.policy.path))
+    return config
+
+
+def read_texts(path: Path) -> list[str]:
+    """Prompts of a text file with one on each line, or of a file that training reads (.jsonl, .json, .parquet)."""
+    if path.suffix in (".jsonl", ".json", ".parquet"):
+        return read_prompts(path)["prompt"].to_pylist()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompts: {path} cannot be read as UTF-8 text ({error})") from None
+    return [line.strip() for line in lines if line.strip()]
+
+
+def new_folder(path: Path) -> Path:
+    """A folder without results in it. Raises UserError if it has some or cannot be made."""
+    if (path / "results.jsonl").exists():
+        raise UserError(f"--out: {path} holds results already: choose another folder")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out: {path} cannot be made ({error.strerror}): choose another folder") from None
+    return path
+
+
+@contextmanager
+def engine(config: Config) -> Iterator["RolloutActor"]:
+    """The rollout actor's class in this process, holding the checkpoint; its engine ends with the context."""
+    from actors.engine_environment import CPU_ENVIRONMENT, ENVIRONMENT
+
+    os.environ.update(ENVIRONMENT)
+    logging.getLogger("vllm").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
+    import torch
+
+    if not torch.cuda.is_available():
+        for name, value in CPU_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    from actors.rollout import RolloutActor
+
+    actor = RolloutActor(config.policy, config.rollout, awaits_weights=False)
+    try:
+        yield actor
+    finally:
+        actor.engine.close()
+
+
+def check_tokens(prompts: Sequence[str], form: "PromptFormat", config: Config) -> None:
+    """Says so if the checkpoint does not know a word; raises UserError for the first prompt that is too long for it."""
+    limit = config.policy.max_prompt_tokens
+    unknown = []
+    for prompt in prompts:
+        ids, short = form.plan_prompt_ids(prompt), textwrap.shorten(prompt, 60)
+        if len(ids) > limit:
+            raise UserError(
+                f"prompt {short!r}: {len(ids)} tokens with its instruction, over policy.max_prompt_tokens={limit}: "
+                "shorten it, or raise the limit in a --config file"
+            )
+        if form.tokenizer.unk_token_id in ids:
+            unknown.append(short)
+    if unknown:
+        others = f" and {len(unknown) - 1} other prompts" if len(unknown) > 1 else ""
+        print(f"note: the checkpoint does not know every word of {unknown[0]!r}{others}", file=sys.stderr)
+
+
+def save_png(path: Path, pixels: np.ndarray, texts: dict[str, Any]) -> None:
+    """pixels: (H, W, 3) uint8. `texts` go into the file's text chunks (iTXt: any language)."""
+    info = PngInfo()
+    for key, value in texts.items():
+        info.add_itxt(key, str(value))
+    Image.fromarray(pixels).save(path, "PNG", pnginfo=info)
+
+
+def draw(
+    actor: "RolloutActor",
+    prompts: Sequence[str],
+    sampling: "Sampling",
+    batch_size: int,
+    out: Path,
+    about: dict[str, str],
+) -> list[dict[str, Any]]:
+    """Sample and save everything; a record per image, written as soon as its batch is done."""
+    wanted = [(row, number) for row in range(len(prompts)) for number in range(sampling.group_size)]
+    batches = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]
+    console = Console()
+    records = []
+    with (out / "results.jsonl").open("w", encoding="utf-8") as results:
+        for batch in track(batches, "drawing", console=console, disable=not console.is_terminal):
+            # The text itself is the id that seeds are made of, so that a prompt's place in the list does not matter.
+            rows = [{"prompt_id": prompts[row], "prompt": prompts[row]} for row, _ in batch]
+            samples = actor.sample(rows, [number for _, number in batch], sampling, vq_batch=1)
+            for index, (row, number) in enumerate(batch):
+                record = {
+                    "prompt": prompts[row],
+                    "plan": samples.plan[index],
+                    "plan_source": "none" if not sampling.semantic_cot else "given" if sampling.plan else "policy",
+                    "sample": number,
+                    "seed": sampling.seed,
+                    "cfg": sampling.guidance,
+                    "temperature": sampling.temperature,
+                    **about,
+                }
+                name = f"{row:05d}_{number}.png"
+                save_png(out / name, samples.pixels[index], record)
+                results.write(json.dumps({"image": name, **record}, ensure_ascii=False) + "\n")
+                records.append({"image": name, **record})
+            results.flush()
+    return records
+
+
+def write_grid(out: Path, records: Sequence[dict[str, Any]], columns: int) -> None:
+    """grid.png: one row per prompt, its images side by side, prompt above and plans beneath."""
+    shown = records[: max(columns, GRID_IMAGES // columns * columns)]
+    font = ImageFont.load_default(13)
+    wide = max(columns * (TILE_PX + 8), 420)
+    rows = [shown[start : start + columns] for start in range(0, len(shown), columns)]
+    texts = [
+        (_wrap(row[0]["prompt"], wide // 7), [_wrap(record["plan"] or "(no plan)", TILE_PX // 6) for record in row])
+        for row in rows
+    ]
+    heights = [
+        TILE_PX + 17 * (prompt.count("\n") + 1) + 17 * max(plan.count("\n") + 1 for plan in plans) + 14
+        for prompt, plans in texts
+    ]
+    sheet = Image.new("RGB", (wide, sum(heights)), "white")
+    draw = ImageDraw.Draw(sheet)
+    top = 0
+    for row, (prompt, plans), height in zip(rows, texts, heights, strict=True):
+        draw.text((4, top + 3), prompt, fill="black", font=font)
+        y = top + 17 * (prompt.count("\n") + 1) + 6
+        for column, (record, plan) in enumerate(zip(row, plans, strict=True)):
+            x = column * (TILE_PX + 8) + 4
+            sheet.paste(_tile(out / record["image"]), (x, y))
+            draw.text((x, y + TILE_PX + 2), plan, fill="#555555", font=font)
+        top += height
+    sheet.save(out / "grid.png")
+
+
+def _tile(file: Path) -> Image.Image:
+    """Small images keep their pixels; large ones are reduced smoothly."""
+    with Image.open(file) as image:
+        method = Image.Resampling.NEAREST if image.width < TILE_PX else Image.Resampling.LANCZOS
+        return image.resize((TILE_PX, TILE_PX), method)
+
+
+def _wrap(text: str, width: int, lines: int = 6) -> str:
+    return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" ..."))
+
+
+def _check(options: argparse.Namespace, prompts: Sequence[str]) -> None:
+    if options.plan is not None and options.no_plan:
+        raise UserError("--plan and --no-plan: give one of them")
+    if options.plan is not None and not options.plan.strip():
+        raise UserError("--plan: is empty: give a text, or --no-plan")
+    for name, value, least in (
+        ("--num-images", options.num_images, 1),
+        ("--batch-size", options.batch_size, 1),
+        ("--cfg", options.cfg, 1),
+        ("--temperature", options.temperature, 0),
+    ):
+        if value is not None and not least <= value < float("inf"):
+            raise UserError(f"{name}: {value}: must be at least {least}")
+    for prompt in prompts:
+        if not prompt.strip() or "\0" in prompt or any("\ud800" <= character <= "\udfff" for character in prompt):
+            raise UserError(f"prompt {prompt!r:.60}: is empty or holds characters that are no text")
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m t2ir1_ray.generate", description="Plan and draw prompts with a policy.")
+    parser.add_argument("prompt", nargs="*", metavar="PROMPT")
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="one prompt per line; or .jsonl, .json, .parquet")
+    parser.add_argument(
+        "--checkpoint", help="folder or hub id; default: the shapes policy that comes with this package"
+    )
+    parser.add_argument(
+        "--config", help="how the checkpoint is prompted: shapes, janus_pro_1b, janus_pro_7b or a YAML file"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="new folder (default: generated/<time>)")
+    parser.add_argument("--num-images", type=int, default=1, help="per prompt (default 1)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cfg", type=float, help="guidance scale, 1: none (default: the configuration's)")
+    parser.add_argument("--temperature", type=float, help="of plan and image, 0: greedy (default: the configuration's)")
+    parser.add_argument("--plan", metavar="TEXT", help="draw after this plan instead of the policy's own")
+    parser.add_argument("--no-plan", action="store_true", help="draw from the prompt alone, without semantic-CoT")
+    parser.add_argument("--batch-size", type=int, help="images drawn at once (default: one rollout call of training)")
+    return parser
+
+
+if __name__ == "__main__":
+    run_entry(main, sys.argv[1:])

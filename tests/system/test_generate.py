@@ -1,0 +1,159 @@
+"""`python -m t2ir1_ray.generate` on the shipped shapes policy: files, metadata, plans, seeds, bad input."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from actors.rollout import RolloutActor, Sampling
+from t2ir1_ray import config, generate
+from t2ir1_ray.errors import UserError
+from t2ir1_ray.shapes.verify import image_follows_plan
+
+pytestmark = pytest.mark.slow
+PROMPTS = ["a red circle above a blue square", "two yellow rings", "a green cross"]
+
+
+@pytest.fixture(scope="module")
+def actor() -> Iterator[RolloutActor]:
+    with generate.engine(generate.checkpoint_config(None, None)) as actor:
+        yield actor
+
+
+def sampling(count: int = 2, **changes: Any) -> Sampling:
+    return Sampling(**{"group_size": count, "temperature": 1.0, "guidance": 1.0, "seed": 3, "stream": "t"} | changes)
+
+
+def pixels(out: Path, record: dict[str, Any]) -> np.ndarray:
+    with Image.open(out / record["image"]) as image:
+        return np.asarray(image)
+
+
+def draw(actor: RolloutActor, out: Path, prompts: list[str], how: Sampling, batch_size: int) -> list[dict[str, Any]]:
+    out.mkdir()
+    return generate.draw(actor, prompts, how, batch_size, out, {"checkpoint": "shapes"})
+
+
+def test_an_image_depends_on_its_prompt_and_seed_only(actor: RolloutActor, tmp_path: Path) -> None:
+    together = draw(actor, tmp_path / "a", PROMPTS, sampling(), batch_size=6)
+    apart = draw(actor, tmp_path / "b", PROMPTS[::-1], sampling(), batch_size=1)
+    found = {(r["prompt"], r["sample"]): (r["plan"], pixels(tmp_path / "b", r)) for r in apart}
+    assert len(together) == len(apart) == 6
+    for record in together:
+        plan, image = found[record["prompt"], record["sample"]]
+        assert record["plan"] == plan
+        assert np.array_equal(pixels(tmp_path / "a", record), image)
+    other = draw(actor, tmp_path / "c", PROMPTS, sampling(seed=4), batch_size=6)
+    assert [r["plan"] for r in other] != [r["plan"] for r in together]
+
+
+def test_files_and_metadata_say_how_an_image_was_made(actor: RolloutActor, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    records = draw(actor, out, PROMPTS, sampling(), batch_size=4)
+    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert lines == records
+    for record in records:
+        with Image.open(out / record["image"]) as image:
+            text = image.text
+        assert text["plan"] == record["plan"]
+        assert text["prompt"] == record["prompt"]
+        assert (text["seed"], text["sample"]) == ("3", str(record["sample"]))
+    generate.write_grid(out, records, columns=2)
+    with Image.open(out / "grid.png") as grid:
+        assert grid.width >= 2 * generate.TILE_PX
+        assert grid.height > 3 * generate.TILE_PX
+
+
+def test_an_own_plan_is_drawn_and_no_plan_is_none(actor: RolloutActor, tmp_path: Path) -> None:
+    plan = "red circle upper left , blue square lower left ."
+    given = draw(actor, tmp_path / "given", PROMPTS[:1], sampling(16, plan=plan, temperature=0.5), batch_size=16)
+    assert {r["plan"] for r in given} == {plan}
+    followed = [image_follows_plan(plan, pixels(tmp_path / "given", r)) for r in given]
+    assert np.mean(followed) > 0.25  # another plan's places would be hit by chance once in 72
+    plain = draw(actor, tmp_path / "none", PROMPTS[:1], sampling(16, semantic_cot=False), batch_size=16)
+    assert {(r["plan"], r["plan_source"]) for r in plain} == {("", "none")}
+    assert not np.mean([image_follows_plan(plan, pixels(tmp_path / "none", r)) for r in plain]) > 0.25
+    samples = actor.sample([{"prompt_id": "0", "prompt": PROMPTS[0]}], [0], sampling(1, semantic_cot=False))
+    assert len(samples.semantic_ids[0]) == 0
+    assert samples.image_prompt_ids[0].tolist() == actor.format.image_prompt_ids(PROMPTS[0], None)
+
+
+def test_too_long_and_unknown_prompts(actor: RolloutActor, capsys: pytest.CaptureFixture[str]) -> None:
+    shapes = generate.checkpoint_config(None, None)
+    with pytest.raises(UserError, match="max_prompt_tokens=40"):
+        generate.check_tokens(["red " * 60], actor.format, shapes)
+    generate.check_tokens(["a red dragon"], actor.format, shapes)
+    assert "red dragon" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_a_run_brings_its_prompt_format(tmp_path: Path) -> None:
+    shipped = Path(config.load().policy.path)
+    folder = tmp_path / "run" / "checkpoints" / "step_000001"
+    shutil.copytree(shipped, folder)
+    (tmp_path / "run" / "config.yaml").write_text("policy: {path: elsewhere, max_plan_tokens: 7}\n")
+    with pytest.raises(UserError, match="data.prompts"):  # not a whole configuration
+        generate.checkpoint_config(str(folder), None)
+    config.save(config.load("shapes", ["policy.max_plan_tokens=7"]), tmp_path / "run" / "config.yaml")
+    found = generate.checkpoint_config(str(folder), None)
+    assert (found.policy.path, found.policy.max_plan_tokens) == (str(folder), 7)
+    assert generate.checkpoint_config(str(folder), "shapes").policy.max_plan_tokens == 40
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "t2ir1_ray.generate", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_the_command_needs_nothing_but_a_prompt(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("two yellow rings\n\na green cross\n")
+    out = tmp_path / "out"
+    result = command("a red circle", "--prompts", str(file), "--out", str(out), "--temperature", "0")
+    assert result.returncode == 0, result.stderr
+    assert len(list(out.glob("0000?_0.png"))) == 3
+    assert (out / "grid.png").is_file()
+    again = command("a red circle", "--out", str(out))
+    assert again.returncode == 2
+    assert "holds results already" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["no prompt"]),
+        (["  "], ["is empty"]),
+        (["a ring", "--plan", "x", "--no-plan"], ["--plan", "--no-plan"]),
+        (["a ring", "--num-images", "0"], ["--num-images", "at least 1"]),
+        (["a ring", "--cfg", "0.5"], ["--cfg", "at least 1"]),
+        (["a ring", "--cfg", "strong"], ["--cfg", "strong"]),
+        (["a ring", "--temperature", "nan"], ["--temperature"]),
+        (["a ring", "--colour"], ["--colour"]),
+        (["a ring", "--checkpoint", "/nowhere"], ["/nowhere", "does not exist"]),
+        (["a ring", "--config", "nowhere"], ["nowhere", "shapes"]),
+        (["--prompts", "missing.txt"], ["missing.txt"]),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], words: list[str], tmp_path: Path) -> None:
+    with pytest.raises(UserError) as refused:
+        generate.main([*arguments, "--out", str(tmp_path / "out")])
+    assert "\n" not in str(refused.value)
+    for word in words:
+        assert word in str(refused.value)
+
+
+def test_bad_input_ends_with_exit_code_2() -> None:
+    result = command("a ring", "--colour")
+    assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
+    assert result.stderr.startswith("error: ")
