@@ -91,7 +91,7 @@ class Cluster:
         by_name = {role.name: role for role in placement.roles(config)}
 
         def spawn(actor_class: type, role: Role, args: Sequence[Any], **options: Any) -> list[Any]:
-            env = _environment(role, options.pop("runtime_env", {}))
+            env = actor_environment(role, options.pop("runtime_env", {}))
             return [
                 ray.remote(actor_class)
                 .options(name=f"{role.name}-{i}", runtime_env=env, **reserved.options(role, i), **options)
@@ -288,7 +288,7 @@ class Cluster:
         self.stop()
 
 
-def _environment(role: Role, runtime_env: dict[str, Any]) -> dict[str, Any]:
+def actor_environment(role: Role, runtime_env: dict[str, Any]) -> dict[str, Any]:
     """Runtime environment of an actor: what its libraries read from the environment, then the configuration's own."""
     variables = dict(CPU_ONLY) if role.num_gpus == 0 else {}
     if role.name == "rollout":

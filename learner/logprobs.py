@@ -39,10 +39,10 @@ class _LogSoftmaxAt(torch.autograd.Function):
         values = torch.zeros(len(ids), dtype=torch.float32, device=logits.device)
         entropies = torch.zeros_like(values)
         for rows in _chunks(logits):
-            log_p = (logits[rows].float() / temperature).log_softmax(-1)
+            log_p = _scaled(logits[rows], temperature).log_softmax(-1)
             values[rows] = log_p.gather(1, ids[rows, None])[:, 0]
             if entropy:
-                entropies[rows] = torch.special.entr(log_p.exp_()).sum(-1)
+                entropies[rows] = -torch.linalg.vecdot(log_p.exp(), log_p)
         ctx.mark_non_differentiable(entropies)
         return values, entropies
 
@@ -52,7 +52,7 @@ class _LogSoftmaxAt(torch.autograd.Function):
         logits, ids = ctx.saved_tensors
         out = torch.empty_like(logits)
         for rows in _chunks(logits):
-            p = (logits[rows].float() / ctx.temperature).softmax(-1)
+            p = _scaled(logits[rows], ctx.temperature).softmax(-1)
             scale = grad[rows, None] / ctx.temperature
             out[rows] = p.mul_(-scale).scatter_add_(1, ids[rows, None], scale)
         return out, None, None, None
@@ -61,6 +61,10 @@ class _LogSoftmaxAt(torch.autograd.Function):
 def _chunks(logits: Tensor) -> list[slice]:
     step = max(1, CHUNK // logits.shape[1])
     return [slice(start, start + step) for start in range(0, logits.shape[0], step)]
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    return logits.float() if temperature == 1.0 else logits.float() / temperature
 
 
 def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:

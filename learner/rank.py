@@ -130,12 +130,15 @@ class LearnerRank:
             betas=self.config.betas,
             weight_decay=self.config.weight_decay,
         )
+        settings = self._deepspeed_config()
+        bucket = min(sum(parameter.numel() for parameter in parameters), 500_000_000)  # 2 GB, a small policy's too
+        settings["zero_optimization"]["reduce_bucket_size"] = bucket
         self.engine, *_ = deepspeed.initialize(
             model=_Policy(model, self.temperature, self.guidance),
             model_parameters=parameters,
             optimizer=optimizer,
             lr_scheduler=schedule(optimizer, self.config.lr_schedule, self.config.warmup_steps, self.steps),
-            config=self._deepspeed_config(),
+            config=settings,
         )
 
     def step(self, batch: pa.RecordBatch, on_policy: bool = True) -> dict[str, float]:

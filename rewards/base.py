@@ -27,6 +27,10 @@ Images = np.ndarray | Sequence[Any]
 """(N, H, W, 3) uint8, or one item per sample: an (H, W, 3) uint8 array of any size, or the bytes of an image file."""
 
 
+FORMATS = ("PNG", "JPEG", "WEBP")
+"""Of image files. PIL knows many more, some through programs that interpret the file."""
+
+
 class NonFiniteScore(RunError):
     """An expert produced NaN or infinity. The message names the expert and the sample."""
 
@@ -67,9 +71,9 @@ def read_image(item: Any) -> np.ndarray:
     """One image as (H, W, 3) uint8. Raises ValueError with one line if it cannot be read."""
     if isinstance(item, (bytes, bytearray, memoryview)):
         try:
-            return np.asarray(Image.open(io.BytesIO(item)).convert("RGB"))
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what PIL raises for broken files
-            raise ValueError(f"not a readable image file: {error}") from None
+            return np.asarray(Image.open(io.BytesIO(item), formats=FORMATS).convert("RGB"))
+        except Exception as error:  # PIL raises nearly every class for broken files
+            raise ValueError(f"not a readable image file: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(item, np.ndarray):
         raise ValueError(f"expected a uint8 array or the bytes of an image file, got {type(item).__name__}")
     if item.dtype != np.uint8 or item.ndim != 3 or item.shape[-1] != 3 or 0 in item.shape:

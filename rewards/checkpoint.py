@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,14 @@ def checkpoint_path(path: str) -> str:
     raise UserError(f"expert path: {path} does not exist: give a checkpoint folder or a hub id like org/name")
 
 
+def check_shards(path: str) -> None:
+    """Raises UserError if an index in the folder names a file that does not lie in it."""
+    for index in Path(path).glob("*.index.json"):
+        for name in json.loads(index.read_bytes())["weight_map"].values():
+            if name != Path(name).name or not (index.parent / name).is_file():
+                raise UserError(f"expert path: {index} names {name!r:.80}, which is no file of its own folder")
+
+
 def load_pretrained(model_class: Any, path: str, device: str, dtype: str, **kwargs: Any) -> torch.nn.Module:
     """`model_class.from_pretrained(path)` in eval mode without gradients, from safetensors (sharded or not) or `.bin`.
 
@@ -31,6 +40,7 @@ def load_pretrained(model_class: Any, path: str, device: str, dtype: str, **kwar
     does not know are ignored, as transformers does: published checkpoints carry old buffers.
     """
     disable_progress_bar()
+    check_shards(path)
     model, report = model_class.from_pretrained(path, dtype=getattr(torch, dtype), output_loading_info=True, **kwargs)
     for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
         if report.get(problem):

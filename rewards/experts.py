@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from rewards.base import Expert
-from t2ir1_ray.errors import UserError
+from t2ir1_ray.errors import RunError, UserError
 
 EXPERTS = {
     "hps": "rewards.hps.HpsExpert",
@@ -32,7 +32,10 @@ BAD_CHECKPOINT = (
     SafetensorError,
     pickle.UnpicklingError,
 )
-"""What the model libraries raise on a bad checkpoint or option; here it becomes one line that names the expert."""
+"""What the model libraries raise on a bad checkpoint or option, mostly."""
+
+PROTOCOL = ("applies_to", "score")
+"""Methods that a class of your own has, see `rewards.base.Expert`."""
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -51,7 +54,11 @@ def load_expert(kind: str, path: str, device: str = "cpu", dtype: str = "float32
         raise UserError(f"expert dtype: {dtype!r} is unknown: choose one of {', '.join(DTYPES)}")
     try:
         expert_class = getattr(import_module(module), class_name)
+        if not isinstance(expert_class, type) or not all(hasattr(expert_class, name) for name in PROTOCOL):
+            raise UserError(f"expert kind: {kind} is no expert: a class with {', '.join(PROTOCOL)}")
         return expert_class(path, device=device, dtype=dtype, **options)
-    except BAD_CHECKPOINT as error:
+    except (UserError, RunError):
+        raise
+    except Exception as error:  # one line that names the expert, whatever the model libraries raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"expert {kind}: {path}: {reason}") from error

@@ -5,14 +5,16 @@ valid, so that nothing behind it checks again.
 """
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, is_dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError
 
 from t2ir1_ray.errors import UserError
 
@@ -144,6 +146,7 @@ class JournalConfig:
     images_every: int = 10  # steps between image grids in TensorBoard; 0: never
     save_every: int = 0  # steps between checkpoints, from which a run can be resumed; 0: the final one only
     keep_last: int = 2  # newest checkpoints that stay, besides the one with the best held-out accuracy; 0: all
+    trackers: list[str] = field(default_factory=list)  # wandb, mlflow: offline unless their environment says otherwise
     profile: bool = False  # write trace.json, a Chrome trace of the phases of all steps
 
 
@@ -177,6 +180,13 @@ FILE = "config.yaml"
 """Name of the configuration in a run folder."""
 SHIPPED = resources.files("t2ir1_ray") / "shapes" / "weights"
 OmegaConf.register_resolver("shipped", lambda name: str(SHIPPED / name), replace=True)
+INTERPOLATION = re.compile(r"\$\{(shipped:[\w.-]+|[\w.]+)\}")
+"""All that `${...}` can say: OmegaConf's own resolvers read the environment, and a file must not."""
+MAX_FILE_BYTES = 1 << 20
+MAX_TEXT = 10_000
+MAX_NUMBER = 1 << 24
+METRICS = ("mean", "std", "zero_std_groups")
+"""Names that `reward/<name>` has already: no expert can have them."""
 
 
 def load(name_or_path: str = "shapes", overrides: Sequence[str] = ()) -> Config:
@@ -188,49 +198,70 @@ def load(name_or_path: str = "shapes", overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         key, separator, _ = override.partition("=")
         if not separator or not key:
-            raise UserError(f"{override}: overrides have the form section.key=value")
-        try:
+            raise UserError(f"{_line(override)}: overrides have the form section.key=value")
+        with _one_line(f"{_line(override)}: not a YAML value"):
             update = OmegaConf.from_dotlist([override])
-        except Exception as error:  # yaml errors of the value, of several classes
-            raise UserError(f"{override}: not a YAML value ({str(error).splitlines()[0]})") from None
         merged = _merge(merged, update, override)
-    missing = OmegaConf.missing_keys(merged)
-    if missing:
-        raise UserError(f"{sorted(missing)[0]}: not set in {name_or_path}: give it a value")
-    try:
+    with _one_line(_line(name_or_path)):
+        missing = OmegaConf.missing_keys(merged)
+        if missing:
+            raise UserError(f"{_line(min(missing))}: not set in {_line(name_or_path)}: give it a value")
         config: Config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{name_or_path}: {str(error).splitlines()[0]}") from None
-    _check(config)
+        _check(config)
     return config
 
 
 def save(config: Config, path: Path) -> None:
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
 
 
 def _read_yaml(name_or_path: str) -> DictConfig:
-    shipped = resources.files("t2ir1_ray") / "configs" / f"{name_or_path}.yaml"
-    path = Path(str(shipped)) if shipped.is_file() else Path(name_or_path)
-    if not path.is_file():
-        names = sorted(p.name.removesuffix(".yaml") for p in (resources.files("t2ir1_ray") / "configs").iterdir())
-        raise UserError(f"--config: {name_or_path} is no file and none of {', '.join(names)}")
-    try:
+    configs = Path(str(resources.files("t2ir1_ray") / "configs"))
+    with _one_line(f"--config: {_line(name_or_path)} is not YAML"):
+        shipped = configs / f"{name_or_path}.yaml"
+        path = shipped if shipped.is_file() else Path(name_or_path)
+        if not path.is_file():
+            names = ", ".join(sorted(p.stem for p in configs.glob("*.yaml")))
+            raise UserError(f"--config: {_line(name_or_path)} is no file and none of {names}")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise UserError(f"--config: {path} is longer than {MAX_FILE_BYTES} bytes: no configuration")
         loaded = OmegaConf.load(path)
-    except Exception as error:  # yaml and unicode errors, of several classes
-        raise UserError(f"--config: {path} is not YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(loaded, DictConfig):
         raise UserError(f"--config: {path} must hold a mapping of sections")
     return loaded
 
 
 def _merge(base: DictConfig, update: DictConfig, source: str) -> DictConfig:
+    with _one_line(_line(source)):
+        for key, value in _leaves(OmegaConf.to_container(update)):
+            if isinstance(value, str) and "${" in INTERPOLATION.sub("", value):
+                raise UserError(
+                    f"{_line(key)}={_line(value)}: only ${{section.key}} and ${{shipped:name}} are replaced"
+                )
+        try:
+            return OmegaConf.merge(base, update)
+        except ConfigKeyError as error:
+            key = _line(error.full_key)
+            raise UserError(f"{_line(source)}: unknown key {key}{_nearest(base, key)}") from None
+
+
+@contextmanager
+def _one_line(source: str) -> Iterator[None]:
+    """Whatever PyYAML, OmegaConf and Python have against a configuration, as a UserError."""
     try:
-        return OmegaConf.merge(base, update)
-    except ConfigKeyError as error:
-        raise UserError(f"{source}: unknown key {error.full_key}{_nearest(base, error.full_key)}") from None
-    except OmegaConfBaseException as error:
-        raise UserError(f"{source}: {str(error).splitlines()[0]}") from None
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # of many classes
+        key = getattr(error, "full_key", None)
+        field = f"{_line(key)}: " if key and str(key) not in source else ""
+        raise UserError(f"{source}: {field}{_line(error) or type(error).__name__}") from None
+
+
+def _line(what: object) -> str:
+    """The first line of a text, printable and not too long."""
+    line = (str(what).strip().splitlines() or [""])[0]
+    return "".join(character if character.isprintable() else " " for character in line[:300])
 
 
 def _nearest(base: DictConfig, key: str) -> str:
@@ -239,6 +270,15 @@ def _nearest(base: DictConfig, key: str) -> str:
     close = difflib.get_close_matches(key, known, 1) or [k for k in known if k.rsplit(".", 1)[-1] == leaf][:1]
     close = close or [k for k in known if difflib.get_close_matches(leaf, [k.rsplit(".", 1)[-1]], 1)][:1]
     return f": did you mean {close[0]}?" if close else f": sections are {', '.join(base.keys())}"
+
+
+def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of everything that is no container."""
+    if isinstance(node, dict | list | tuple):
+        for key, child in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from _leaves(child, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, node
 
 
 def _paths(node: DictConfig, prefix: str = "") -> list[str]:
@@ -255,6 +295,15 @@ def _paths(node: DictConfig, prefix: str = "") -> list[str]:
 def _check(config: Config) -> None:
     """Ranges and agreements between fields that types cannot express."""
     learner, rollout, data = config.learner, config.rollout, config.data
+    for key, value in _leaves(asdict(config)):
+        _check_value(key, value)
+    _require(len(config.experts) <= 100, "experts", len(config.experts), "at most 100")
+    for name, expert in config.experts.items():
+        own = _leaves({"options": expert.options, "runtime_env": expert.runtime_env}, f"experts.{name}")
+        for key, value in own:
+            _require(not is_dataclass(value), key, "${...}", "must refer to a value, not to a section")
+        fits = re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name) and name not in METRICS
+        _require(bool(fits), "experts", _line(name), f"must be letters, digits, - and _, not {' or '.join(METRICS)}")
     positive = {
         "policy.max_plan_tokens": config.policy.max_plan_tokens,
         "policy.max_prompt_tokens": config.policy.max_prompt_tokens,
@@ -305,16 +354,18 @@ def _check(config: Config) -> None:
         rollout.images_per_plan,
         "nested advantages compare plans: at least 2 per prompt",
     )
-    _require(learner.lora_rank >= 0, "learner.lora_rank", learner.lora_rank, "must not be negative (0: no LoRA)")
-    _require(learner.max_resamples >= 0, "learner.max_resamples", learner.max_resamples, "must not be negative")
-    _require(config.train.max_staleness >= 0, "train.max_staleness", config.train.max_staleness, "must not be negative")
     _require(
         config.train.mode == "sync" or rollout.weight_transfer == "object_store",
         "rollout.weight_transfer",
         rollout.weight_transfer,
         "NCCL needs learner and rollout actors at once: use object_store with train.mode=async",
     )
-    _require(learner.beta >= 0, "learner.beta", learner.beta, "must not be negative")
+    _require(max(learner.betas) < 1, "learner.betas", learner.betas, "must be less than 1")
+    words = all(isinstance(target, str) for target in learner.lora_targets)
+    _require(words, "learner.lora_targets", learner.lora_targets, "must be a list of names")
+    _require(config.train.steps < 1_000_000, "train.steps", config.train.steps, "must be less than 1000000")
+    processes = sum(e.replicas for e in config.experts.values()) + rollout.actors + learner.ranks
+    _require(processes <= 10_000, "rollout.actors", rollout.actors, f"{processes} processes in all, at most 10000")
     _require(rollout.guidance >= 1, "rollout.guidance", rollout.guidance, "must be at least 1 (1: no guidance)")
     _require(
         data.prompts_per_step % learner.ranks == 0,
@@ -330,6 +381,19 @@ def _check(config: Config) -> None:
     if config.eval.every:
         _require(config.eval.prompts is not None, "eval.prompts", None, "name a prompt file or set eval.every=0")
         _require(config.eval.verifier is not None, "eval.verifier", None, "name a verifier or set eval.every=0")
+
+
+def _check_value(key: str, value: Any) -> None:
+    """What holds for every field. An expert's own options may be negative, and its weight (a penalty)."""
+    own = re.match(r"experts\.[^.]*\.(options|runtime_env|weight)\b", key) is not None
+    if isinstance(value, str):
+        lines = own or key.startswith("policy.plan_")
+        _require(len(value) <= MAX_TEXT, key, _line(value), f"longer than {MAX_TEXT} characters")
+        _require("\0" not in value and (lines or value.isprintable()), key, _line(value), "holds control characters")
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        most = 2**63 - 1 if own or key.endswith(".seed") else MAX_NUMBER
+        _require(abs(value) <= most, key, value, f"must be a finite number of at most {most}")
+        _require(value >= 0 or own, key, value, "must not be negative")
 
 
 def _require(ok: bool, key: str, value: object, mend: str) -> None:

@@ -10,7 +10,10 @@ from t2ir1_ray.errors import RunError, UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong with the arguments."""
+    """Says in one line what is wrong with the arguments; options may stand between them."""
+
+    def parse_args(self, arguments: Sequence[str]) -> argparse.Namespace:
+        return self.parse_intermixed_args(arguments)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")

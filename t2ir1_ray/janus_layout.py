@@ -11,6 +11,8 @@ from typing import Any
 from torch import Tensor
 from transformers import JanusConfig
 
+from t2ir1_ray.errors import UserError
+
 _DROPPED = re.compile(r"vision_model\.vision_tower\.attn_pool\.|gen_vision_model\.quantize\.codebook_used$")
 _RULES = tuple(
     (re.compile(pattern), replacement)
@@ -55,13 +57,18 @@ def hf_name(name: str) -> str | None:
 
 
 def to_hf(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Original state dict -> transformers' state dict (fused qkv split, position embedding without batch axis)."""
+    """Original state dict -> transformers' state dict (fused qkv split, position embedding without batch axis).
+
+    Raises UserError if a fused tensor is not three of a kind.
+    """
     out: dict[str, Tensor] = {}
     for original, tensor in tensors.items():
         name = hf_name(original)
         if name is None:
             continue
         if ".self_attn.qkv." in name:
+            if tensor.ndim == 0 or tensor.shape[0] % 3 or not len(tensor):
+                raise UserError(f"policy.path: {original} has the shape {tuple(tensor.shape)}: not q, k and v in one")
             for part, chunk in zip(("q_proj", "k_proj", "v_proj"), tensor.chunk(3, 0), strict=True):
                 out[name.replace("qkv", part)] = chunk
         elif name.endswith("position_embedding.weight"):

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow.parquet as pq
+from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
 from torch.utils.tensorboard import SummaryWriter
 
@@ -22,6 +23,7 @@ from t2ir1_ray.progress import Progress
 from t2ir1_ray.resume import record_inputs
 from t2ir1_ray.schema import dump_table
 from t2ir1_ray.snapshots import Snapshot, Snapshots
+from t2ir1_ray.trackers import Trackers
 from t2ir1_ray.warning_signs import WarningSigns
 
 METRICS = "metrics.jsonl"
@@ -66,6 +68,8 @@ class Journal:
         shorter.write_bytes(b"".join(kept))
         shorter.replace(self.run / METRICS)
         self._metrics = (self.run / METRICS).open("a")
+        settings = OmegaConf.to_container(OmegaConf.structured(self.config))
+        self._trackers = Trackers(self.config.journal.trackers, self.run, settings, step, self.say)
         self._board = SummaryWriter(str(self.run / "tensorboard"), purge_step=step + 1 if step else None)
         self._progress.start(step)
 
@@ -112,6 +116,7 @@ class Journal:
         for key, value in metrics.items():
             if key != "step":
                 self._board.add_scalar(key, value, step)
+        self._trackers.log(metrics, step)
         if experience:
             for sentence in self._signs.look(metrics):
                 self.say(f"step {step} warning: {sentence}")
@@ -120,7 +125,9 @@ class Journal:
             if self.config.journal.dump_every and step % self.config.journal.dump_every == 0:
                 self._dump(step, experience)
             if self.config.journal.images_every and step % self.config.journal.images_every in (0, 1):
-                self._board.add_image("samples", image_grid(experience), step, dataformats="HWC")
+                grid = image_grid(experience)
+                self._board.add_image("samples", grid, step, dataformats="HWC")
+                self._trackers.images("samples", grid, step)
         self._progress.show(metrics)
 
     def _dump(self, step: int, experience: Experience) -> None:
@@ -143,6 +150,7 @@ class Journal:
         self._progress.close()
         if hasattr(self, "_board"):
             self._board.close()
+            self._trackers.close()
             self._metrics.close()
 
 

@@ -7,16 +7,18 @@ One text model (Llama) serves both levels of chain of thought: `lm_head` gives t
 - DeepSeek's original layout (`model_type: multi_modality`), e.g. `deepseek-ai/Janus-Pro-7B`, see `janus_layout.py`.
 """
 
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from tokenizers import AddedToken
 from torch import Tensor
 from transformers import AutoTokenizer, JanusConfig, JanusForConditionalGeneration, PreTrainedTokenizerBase
 
 from t2ir1_ray import janus_layout
-from t2ir1_ray.checkpoints import read_config, read_tensors, resolve_checkpoint
+from t2ir1_ray.checkpoints import read_config, read_tensors, refuse, resolve_checkpoint
 from t2ir1_ray.config import PolicyConfig
 from t2ir1_ray.errors import UserError
 
@@ -24,6 +26,10 @@ BEGIN_OF_IMAGE = "<begin_of_image>"
 PAD = "<｜▁pad▁｜>"
 FROZEN = ("model.vision_model.", "model.aligner.", "model.vqmodel.", "model.generation_")
 """Parameter name prefixes that are never trained, as in the official code (grpo.py)."""
+CONTROL = re.compile(r"<[^<>\s]+>")
+"""What a control token looks like; tokenizers also have added tokens that are letters."""
+MAX_LAYERS = 1024
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class PromptFormat:
@@ -35,6 +41,11 @@ class PromptFormat:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: PolicyConfig):
         self.tokenizer = tokenizer
         self.config = config
+        # `split_special_tokens` leaves alone what a checkpoint has added without calling it special, e.g. <|User|>.
+        added = [token for token in tokenizer.added_tokens_decoder.values() if CONTROL.fullmatch(token.content)]
+        tokenizer.add_tokens([AddedToken(token.content, special=True) for token in added if not token.special], True)
+        if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
+            raise UserError("policy.path: its tokenizer lacks bos_token or eos_token: not a Janus checkpoint")
         self.bos_id: int = tokenizer.bos_token_id
         self.eos_id: int = tokenizer.eos_token_id
         self.pad_id = self._special(PAD)
@@ -76,18 +87,30 @@ def unconditional_ids(image_prompt_ids: Sequence[int], pad_id: int) -> list[int]
 def load_config(path: str) -> JanusConfig:
     """Model configuration of either layout, with untied embeddings (see the tie trap in `janus_layout.hf_config`)."""
     raw = read_config(resolve_checkpoint(path, "policy.path"), "policy.path")
-    if raw.get("model_type") == "multi_modality":
-        return janus_layout.hf_config(raw)
-    if raw.get("model_type") != "janus":
+    if raw.get("model_type") not in ("janus", "multi_modality"):
         raise UserError(
-            f"policy.path: {path} is a {raw.get('model_type')!r} model: give a Janus or Janus-Pro checkpoint"
+            f"policy.path: {path} is a {raw.get('model_type')!r:.80} model: give a Janus or Janus-Pro checkpoint"
         )
-    raw["tie_word_embeddings"] = False
-    return JanusConfig.from_dict(raw)
+    with refuse(f"policy.path: {path}: its config.json describes no Janus model"):
+        if raw["model_type"] == "multi_modality":
+            config = janus_layout.hf_config(raw)
+        else:
+            config = JanusConfig.from_dict({**raw, "tie_word_embeddings": False})
+        text, vision, vq = config.text_config, config.vision_config, config.vq_config
+        depths = (text.num_hidden_layers, vision.num_hidden_layers, vision.depth)
+        depths += (vq.num_hidden_layers, vq.num_res_blocks, len(vq.channel_multiplier))
+        if max(depths) > MAX_LAYERS:
+            raise ValueError(f"{max(depths)} layers")
+    return config
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(resolve_checkpoint(path, "policy.path"), local_files_only=True)
+    """The checkpoint's tokenizer; code that comes with it is never run. Raises UserError if its files are bad."""
+    folder = resolve_checkpoint(path, "policy.path")
+    with refuse(f"policy.path: {path}: its tokenizer cannot be read"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer("a", split_special_tokens=True)  # settings of the wrong type show when it is used
+        return tokenizer
 
 
 def load_state_dict(path: str) -> dict[str, Tensor]:
@@ -103,9 +126,10 @@ def checked_tensors(path: str, config: JanusConfig) -> dict[str, Tensor]:
 
     Tensors are mapped from the files, not read, so this is also the cheap check of a large checkpoint.
     """
-    with torch.device("meta"):
+    stored = load_state_dict(path)
+    with refuse(f"policy.path: {path}: its config.json describes no Janus model"), torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in JanusForConditionalGeneration(config).state_dict().items()}
-    tensors = {name: tensor for name, tensor in load_state_dict(path).items() if name in shapes}
+    tensors = {name: tensor for name, tensor in stored.items() if name in shapes}
     missing = sorted(shapes.keys() - tensors.keys())
     if missing:
         raise UserError(f"policy.path: {path} lacks {len(missing)} tensors, first {missing[0]}: download it again")
@@ -114,6 +138,10 @@ def checked_tensors(path: str, config: JanusConfig) -> dict[str, Tensor]:
             raise UserError(
                 f"policy.path: {path} has {name} of shape {tuple(tensor.shape)}, its config.json says "
                 f"{tuple(shapes[name])}: weights and configuration are not of one model"
+            )
+        if tensor.dtype not in WEIGHT_DTYPES:
+            raise UserError(
+                f"policy.path: {path} has {name} in {tensor.dtype}: give a checkpoint that is not quantized"
             )
     return tensors
 

@@ -23,7 +23,13 @@ def read_prompts(path: str | Path) -> pa.Table:
     Raises UserError that names the first bad line (1-based).
     """
     path = Path(path)
-    if not path.is_file():
+    if not str(path).isprintable():
+        raise UserError(f"data.prompts: {str(path)!r:.200} holds control characters: give a path without")
+    try:
+        exists = path.is_file()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise UserError(f"data.prompts: {str(path)[:200]}: {error.strerror}") from None
+    if not exists:
         raise UserError(f"data.prompts: {path} does not exist: give a .jsonl, .json or .parquet file")
     if path.suffix not in (".jsonl", ".json", ".parquet"):
         raise UserError(f"data.prompts: {path} has the ending {path.suffix!r}: use .jsonl, .json or .parquet")
@@ -57,7 +63,11 @@ def extra_rows(num_prompts: int, seed: int, step: int, attempt: int) -> list[int
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise UserError(f"data.prompts: {path}: {error.strerror}") from None
+    with file:
         line = 0
         while raw := file.readline(MAX_LINE_BYTES + 1):
             line += 1
@@ -74,10 +84,11 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"data.prompts: {path}: not a Parquet file ({str(error).splitlines()[0]})") from None
-    yield from enumerate(table.to_pylist(), start=1)
+        rows = pq.read_table(path).to_pylist()
+    except Exception as error:  # Arrow's own, and Python's for values that are no Unicode, dates, ...
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"data.prompts: {path}: not a Parquet file ({reason[:200]})") from None
+    yield from enumerate(rows, start=1)
 
 
 def _normalise(row: Any, index: int, place: str) -> dict[str, Any]:
@@ -86,14 +97,16 @@ def _normalise(row: Any, index: int, place: str) -> dict[str, Any]:
         raise UserError(f"data.prompts: {place}: must be a JSON object, is {type(row).__name__}")
     prompt, task = row.get("prompt"), row.get("task_type")
     if not isinstance(prompt, str) or not prompt.strip():
-        raise UserError(f"data.prompts: {place}: prompt must be a text that is not empty, is {prompt!r:.80}")
+        raise UserError(f"data.prompts: {place}: prompt must be a text that is not empty, is {_shown(prompt)}")
     if "\0" in prompt or not _encodable(prompt):
         raise UserError(f"data.prompts: {place}: prompt holds NUL or lone surrogate characters: remove them")
     if task not in TASK_TYPES:
-        raise UserError(f"data.prompts: {place}: task_type is {task!r:.80}: use one of {', '.join(TASK_TYPES)}")
-    prompt_id = row.get("prompt_id")
+        raise UserError(f"data.prompts: {place}: task_type is {_shown(task)}: use one of {', '.join(TASK_TYPES)}")
+    prompt_id = str(index) if row.get("prompt_id") is None else row["prompt_id"]
+    if type(prompt_id) not in (str, int) or not _encodable(str(prompt_id)):
+        raise UserError(f"data.prompts: {place}: prompt_id must be a text or an integer, is {_shown(prompt_id)}")
     return {
-        "prompt_id": str(index) if prompt_id is None else str(prompt_id),
+        "prompt_id": str(prompt_id),
         "prompt": prompt,
         "task_type": task,
         "nouns": _strings(row.get("nouns"), "nouns", place),
@@ -107,7 +120,7 @@ def _strings(value: Any, field: str, place: str) -> list[str] | None:
     if value is None:
         return None
     if not isinstance(value, list) or not all(isinstance(item, str) and _encodable(item) for item in value):
-        raise UserError(f"data.prompts: {place}: {field} must be a list of texts or null, is {value!r:.80}")
+        raise UserError(f"data.prompts: {place}: {field} must be a list of texts or null, is {_shown(value)}")
     return value
 
 
@@ -129,6 +142,10 @@ def _counts(value: Any, place: str) -> list[dict[str, Any]] | None:
         if not isinstance(name, str) or not _encodable(name) or type(num) is not int or not 0 <= num < 2**31:
             raise UserError(f"data.prompts: {place}: numeracy_info must be a list of {{obj_name: text, num: integer}}")
     return [{"obj_name": item["obj_name"], "num": item["num"]} for item in items]
+
+
+def _shown(value: Any) -> str:
+    return f"{value!r:.80}" if isinstance(value, str | int | float | None) else type(value).__name__
 
 
 def _encodable(text: str) -> bool:

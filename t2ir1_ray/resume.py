@@ -29,11 +29,11 @@ def check_unchanged(run: Path, stored: Config, config: Config) -> None:
     """Raises UserError with every difference that would change the figures of the run that goes on."""
     before, now = _flat(stored), _flat(config)
     changes = [
-        f"{key}: {before.get(key)} is now {now.get(key)}"
+        f"{key}: {before.get(key)!r:.80} is now {now.get(key)!r:.80}"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and not _free(key)
     ]
-    known = json.loads((run / INPUTS).read_text()) if (run / INPUTS).is_file() else {}
+    known = _known(run)
     changes += [
         f"{path}: other contents than before" for path, sha in _inputs(config).items() if known.get(path) != sha
     ]
@@ -41,6 +41,16 @@ def check_unchanged(run: Path, stored: Config, config: Config) -> None:
         raise UserError(
             f"--resume: this is not the run that {run} holds ({'; '.join(changes)}): undo it, or add --force"
         )
+
+
+def _known(run: Path) -> dict[str, Any]:
+    try:
+        known = json.loads((run / INPUTS).read_bytes()) if (run / INPUTS).is_file() else {}
+    except (OSError, ValueError, RecursionError):
+        known = None
+    if not isinstance(known, dict):
+        raise UserError(f"--resume: {run / INPUTS} is no JSON object: restore it, or add --force")
+    return known
 
 
 def _free(key: str) -> bool:
@@ -63,7 +73,10 @@ def _flat(config: Config) -> dict[str, Any]:
 
 def _inputs(config: Config) -> dict[str, str]:
     paths = [config.data.prompts, *([config.eval.prompts] if config.eval.prompts else [])]
-    return {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths}
+    try:
+        return {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths}
+    except OSError as error:
+        raise UserError(f"data.prompts, eval.prompts: {error.filename}: {error.strerror}") from None
 
 
 class Termination:

@@ -7,7 +7,9 @@ and evaluation are functions of the step, so that nothing else is needed to go o
 
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ from t2ir1_ray.errors import RunError
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What reading a damaged manifest or state raises."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Snapshots:
     def newest(self, say: Callable[[str], None], at_most: int) -> Snapshot | None:
         """The newest checkpoint up to a step that is what its manifest says; `say` is told about every other one."""
         last = self._folder(at_most).name
-        for folder in sorted((f for f in self.root.glob("step_*") if f.name <= last), reverse=True):
+        for folder in reversed([folder for folder in self._folders() if folder.name <= last]):
             fault = _fault(folder)
             if fault is None:
                 return _read(folder)
@@ -73,17 +77,21 @@ class Snapshots:
         """Remove what a run that goes on from `step` will make again, and what was never finished."""
         for folder in self.root.glob(".step_*.partial"):
             shutil.rmtree(folder)
-        for folder in self.root.glob("step_*"):
+        for folder in self._folders():
             if folder.name > self._folder(step).name:
                 shutil.rmtree(folder)
 
     def _folder(self, step: int) -> Path:
         return self.root.resolve() / f"step_{step:06d}"
 
+    def _folders(self) -> list[Path]:
+        """Every checkpoint, by step."""
+        return sorted(f for f in self.root.glob("step_*") if re.fullmatch(r"step_\d{6}", f.name) and f.is_dir())
+
     def _prune(self) -> None:
         if not self.keep_last:
             return
-        found = [_read(folder) for folder in sorted(self.root.glob("step_*"))]
+        found = [_read(folder) for folder in self._folders() if _whole(folder)]
         measured = [snapshot for snapshot in found if snapshot.accuracy is not None]
         best = max(measured, key=lambda snapshot: snapshot.accuracy, default=None)
         for snapshot in found[: -self.keep_last]:
@@ -92,23 +100,41 @@ class Snapshots:
 
 
 def _read(folder: Path) -> Snapshot:
+    """Raises ValueError if the state is not one that `save` writes for this folder."""
     state = json.loads((folder / STATE).read_text())
-    return Snapshot(folder, state["step"], state["ranks"], state["accuracy"])
+    step, ranks, accuracy = state["step"], state["ranks"], state["accuracy"]
+    if type(step) is not int or folder.name != f"step_{step:06d}" or type(ranks) is not int or ranks < 1:
+        raise ValueError(f"{STATE} is not of this checkpoint")
+    if accuracy is not None and not (isinstance(accuracy, int | float) and math.isfinite(accuracy)):
+        raise ValueError(f"{STATE}: accuracy is {accuracy!r:.80}")
+    return Snapshot(folder, step, ranks, accuracy)
+
+
+def _whole(folder: Path) -> bool:
+    """Whether the state can be read, at no cost; what `_fault` finds besides is found when a run goes on."""
+    try:
+        return bool(_read(folder))
+    except UNREADABLE:
+        return False
 
 
 def _fault(folder: Path) -> str | None:
     """Why a checkpoint cannot be used; None if every file is there, as long and as it was."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
+        if STATE not in manifest:
+            return f"{MANIFEST} does not name {STATE}"
         for name, entry in manifest.items():
             file = folder / name
+            if ".." in Path(name).parts or Path(name).is_absolute() or not file.is_file():
+                return f"{name!r:.200} is no file of it"
             if file.stat().st_size != entry["bytes"]:
                 return f"{name} has {file.stat().st_size} bytes instead of {entry['bytes']}"
             if _sha256(file) != entry["sha256"]:
                 return f"{name} has other contents than were written"
         _read(folder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{type(error).__name__}: {error}"
+    except UNREADABLE as error:
+        return f"{type(error).__name__}: {error!s:.200}"
     return None
 
 

@@ -29,10 +29,13 @@ def main(arguments: Sequence[str]) -> None:
     config, run = configured(options.config, options.overrides + profile, options.resume, options.force)
 
     # After the configuration is known to be good: these imports take seconds.
+    from t2ir1_ray.doctor import preflight
     from t2ir1_ray.policy import checked_tensors, load_config
     from t2ir1_ray.trainer import train
 
     checked_tensors(config.policy.path, load_config(config.policy.path))
+    for line in preflight(config):
+        print(f"warning: {line}")
     connect(config.cluster)
     try:
         train(config, run, resume=options.resume is not None)

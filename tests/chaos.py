@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from rich.table import Table
 STEPS = 10
 OVERRIDES = [f"train.steps={STEPS}", "data.prompts_per_step=2", "eval.every=5", "eval.count=16", "journal.save_every=2"]
 OVERRIDES += ["journal.images_every=0", "cluster.dashboard=false", "reward.retries=20"]
-ACTORS = ("rollout-0", "reference-0", "expert-hps-0", "expert-git-0", "expert-grounding_dino-0", "expert-orm-0")
+ACTORS = ("RolloutActor", "ReferenceActor", "ExpertActor")
 RUN_TIMEOUT_S = 600
 UNCOMPARED = {"rollout/images_per_s", "actors/restarts"}
 
@@ -63,8 +64,8 @@ class Job:
             return []
 
     def orphans(self) -> list[psutil.Process]:
-        """Descendants that are alive half a minute after the job's end."""
-        return psutil.wait_procs(list(self.family.values()), timeout=30)[1]
+        """Descendants that outlive the job: Ray's agents look for a killed raylet only every half minute."""
+        return psutil.wait_procs(list(self.family.values()), timeout=120)[1]
 
 
 def journal(run: Path) -> list[dict[str, Any]]:
@@ -73,12 +74,12 @@ def journal(run: Path) -> list[dict[str, Any]]:
 
 
 def kill_actor(job: Job, rng: random.Random) -> str | None:
-    """SIGKILL one running actor; returns its name, or None if none has started yet."""
-    wanted = rng.sample(ACTORS, len(ACTORS))
-    running = {name: p for p in job.actors() for name in wanted if f"ray::{name}:" in _title(p)}
-    name = next((name for name in wanted if name in running), None)
-    if name is not None:
-        running[name].kill()
+    """SIGKILL one running actor; returns its kind, or None if none has started yet."""
+    name = rng.choice(ACTORS)
+    running = [process for process in job.actors() if re.search(rf"ray::.*\b{name}\b", _title(process))]
+    if not running:
+        return None
+    rng.choice(running).kill()
     return name
 
 

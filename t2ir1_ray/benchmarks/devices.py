@@ -11,7 +11,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from actors import placement
 from actors.calls import Pool, wait_for
-from actors.cluster import Cluster, Published, _environment
+from actors.cluster import Cluster, Published, actor_environment
 from actors.placement import Placement, Role
 from actors.rollout import RolloutActor, Sampling
 from t2ir1_ray.benchmarks.judge import Judge
@@ -85,7 +85,7 @@ class Devices:
         return answer
 
     def _spawn(self, actor_class: type, role: Role, arguments: tuple[Any, ...], env: dict[str, Any]) -> list[Any]:
-        options = {"runtime_env": _environment(role, env), **RESTARTS}
+        options = {"runtime_env": actor_environment(role, env), **RESTARTS}
         return [
             ray.remote(actor_class).options(**options, **self.placement.options(role, index)).remote(*arguments)
             for index in range(role.count)

@@ -1,70 +1,124 @@
-"""Accidents of experts, each with real Ray: what can be repaired changes nothing, what cannot is named."""
+"""Accidents of experts, each with real Ray: what can be repeated changes nothing, what cannot is named."""
 
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import ray
 
+from actors.calls import Pool, wait_for
+from actors.cluster import AGAIN
+from actors.expert import ExpertActor
+from rewards.score import SHIPPED_WEIGHTS
 from t2ir1_ray.errors import RunError
+from t2ir1_ray.schema import Rollouts, Scores
 from tests.system.runs import assert_same_metrics, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 FAULTY = "tests.system.faulty_experts.FaultyHps"
 
 
-def faulty(
-    folder: Path, fault: str, *overrides: str, experts: tuple[str, ...] = ("hps", "git")
-) -> list[dict[str, Any]]:
-    """Two steps with HPS, which has the accident `fault`, and others."""
-    accident = [f"experts.hps.kind={FAULTY}", f"experts.hps.options={{fault: {fault}, marker: {folder}.marker}}"]
-    return run(folder, "train.steps=2", "eval.every=0", *accident, *overrides, experts=experts)
+def faulty(folder: Path, *overrides: str, hps: str = "none", git: str = "none", **monitor: str) -> list[dict[str, Any]]:
+    """Two steps with two copies of HPS, in the slots of HPS and GIT, and the accidents that they have."""
+    accidents = [f"experts.git.path={SHIPPED_WEIGHTS / 'hps'}"]
+    for name, fault in (("hps", hps), ("git", git)):
+        accidents.append(f"experts.{name}.kind={FAULTY}")
+        accidents.append(f"experts.{name}.options={{fault: {fault}, marker: {folder}.{name}}}")
+    accidents += [f"experts.{name}.role={role}" for name, role in monitor.items()]
+    return run(folder, "train.steps=2", "eval.every=0", *accidents, *overrides, experts=("hps", "git", *monitor))
 
 
 @pytest.fixture(scope="module")
 def healthy(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return faulty(tmp_path_factory.mktemp("faults") / "healthy", "none")
+    return faulty(tmp_path_factory.mktemp("faults") / "healthy")
 
 
-@pytest.mark.parametrize("fault", ["raise", "kill"])
-def test_an_expert_that_fails_once_changes_nothing(fault: str, healthy: list[dict[str, Any]], tmp_path: Path) -> None:
-    """`kill` is SIGKILL in the middle of a call: the actor is restarted and all its calls are made again."""
-    found = faulty(tmp_path / fault, fault)
-    assert Path(f"{tmp_path / fault}.marker").exists()
-    assert_same_metrics(healthy, found, tolerance=0)
+def test_repeated_calls_and_a_monitor_change_nothing(healthy: list[dict[str, Any]], tmp_path: Path) -> None:
+    """One expert raises once, the other is killed in the middle of a call and started again, a third only watches."""
+    found = faulty(tmp_path / "run", hps="raise", git="kill", orm="monitor")
+    assert (tmp_path / "run.hps").exists()
+    assert (tmp_path / "run.git").exists()
+    assert all(line["reward/orm"] > 0 for line in found)
+    assert found[-1]["actors/restarts"] == 1
+    assert len(healthy[0]) > 40
+    assert_same_metrics(healthy, [{key: line[key] for key in healthy[0]} for line in found], tolerance=0)
 
 
 def test_a_corrupt_image_is_dropped_from_its_group_and_counted(healthy: list[dict[str, Any]], tmp_path: Path) -> None:
-    first, second = faulty(tmp_path / "corrupt", "corrupt")
+    first, second = faulty(tmp_path / "corrupt", hps="corrupt")
     assert (first["samples/dropped"], first["groups/dropped"]) == (1, 0)
     assert second["samples/dropped"] == 0
     assert first["tokens"] < healthy[0]["tokens"]
 
 
-def test_a_nan_stops_the_step_and_names_the_expert(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="expert hps.*not finite"):
-        faulty(tmp_path / "nan", "nan")
+def test_groups_without_a_signal_are_replaced_by_other_prompts(tmp_path: Path) -> None:
+    """A cold policy draws the same image again and again: most groups have equal rewards."""
+    overrides = ["rollout.temperature=0.2", "rollout.group_size=2", "learner.zero_variance=resample", "train.steps=1"]
+    (line,) = faulty(tmp_path / "cold", *overrides, "data.prompts_per_step=4", "learner.max_resamples=6")
+    assert line["groups/replaced"] > 0
+    assert line["reward/zero_std_groups"] < 1
+    assert line["samples/dropped"] == 2 * line["groups/dropped"]
 
 
-def test_an_expert_that_keeps_failing_stops_the_step_and_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="expert hps.*device-side accident"):
-        faulty(tmp_path / "always", "raise_always")
+# --- one expert actor, called as a run calls it -------------------------------------------------------------------
 
 
-def test_an_expert_that_hangs_is_named_with_what_was_waited_for(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"expert hps: no answer to score prompt \d+ within 20 s \(waited since"):
-        faulty(tmp_path / "hang", "hang", "cluster.call_timeout_s=20")
+@pytest.fixture
+def pools() -> Iterator[list[Pool]]:
+    """Pools whose actors end with the test."""
+    started: list[Pool] = []
+    yield started
+    for pool in started:
+        for actor in pool.actors:
+            ray.kill(actor)
 
 
-def test_a_monitor_changes_nothing_for_the_policy(healthy: list[dict[str, Any]], tmp_path: Path) -> None:
-    """The same run with a monitor: every figure that is not about it is equal."""
-    watched = faulty(tmp_path / "watched", "none", "experts.orm.role=monitor", experts=("hps", "git", "orm"))
-    assert all(line["reward/orm"] > 0 for line in watched)
-    assert len(healthy[0]) > 40
-    assert_same_metrics(healthy, [{key: line[key] for key in healthy[0]} for line in watched], tolerance=0)
+def score(pools: list[Pool], kind: str, fault: str, folder: Path, timeout_s: float, **options: Any) -> Scores:
+    """What an expert says about one group of four black images."""
+    retries = {"max_restarts": 2, "max_task_retries": 2}
+    settings = {"fault": fault, "marker": str(folder / "marker")}
+    arguments = (kind, str(SHIPPED_WEIGHTS / "hps"), "float32", 64, settings)
+    pools.append(Pool("expert hps", [ray.remote(ExpertActor).options(**retries, **options).remote(*arguments)]))
+    wait_for(pools[0].actors[0].__ray_ready__.remote(), "expert hps", "start", 200)
+    ids = [np.zeros(1, np.int32)] * 4
+    values = [np.zeros(1, np.float32)] * 4
+    group = Rollouts(
+        prompt_id=["7"] * 4,
+        sample=np.arange(4, dtype=np.int32),
+        policy_version=np.zeros(4, np.int32),
+        seed=np.zeros(4, np.int64),
+        semantic_prompt_ids=ids,
+        semantic_ids=ids,
+        semantic_logprobs=values,
+        plan=[""] * 4,
+        image_prompt_ids=ids,
+        image_ids=np.zeros((4, 36), np.int32),
+        image_logprobs=np.zeros((4, 36), np.float32),
+        pixels=np.zeros((4, 24, 24, 3), np.uint8),
+    )
+    prompt = {"prompt_id": "7", "prompt": "a red circle"}
+    answer = pools[0].call("score", group.to_arrow(), [prompt], **AGAIN)
+    return Scores.from_arrow(wait_for(answer, pools[0].name, "score prompt 7", timeout_s))
 
 
-def test_an_expert_may_bring_its_own_packages(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("nan", "expert hps: .*not finite"),
+        ("raise_always", "expert hps: score prompt 7 failed: .*device-side accident"),
+        ("hang", r"expert hps: no answer to score prompt 7 within 3 s \(waited since"),
+    ],
+)
+def test_what_stops_a_step_names_the_expert(fault: str, words: str, pools: list[Pool], tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=words) as error:
+        score(pools, FAULTY, fault, tmp_path, timeout_s=3 if fault == "hang" else 60)
+    assert "\n" not in str(error.value)
+
+
+def test_an_expert_may_bring_its_own_packages(pools: list[Pool], tmp_path: Path) -> None:
     """A package that only the expert's runtime environment holds: a wheel, so that no index is asked."""
     wheel = tmp_path / "own_dependency-1.0-py3-none-any.whl"
     info = "own_dependency-1.0.dist-info"
@@ -75,16 +129,7 @@ def test_an_expert_may_bring_its_own_packages(tmp_path: Path) -> None:
         archive.writestr(f"{info}/RECORD", "")
     with pytest.raises(ModuleNotFoundError):
         import own_dependency  # noqa: F401
-    overrides = ["experts.hps.kind=own_dependency.OwnExpert", f"experts.hps.runtime_env={{pip: ['{wheel}']}}"]
-    overrides += ["train.steps=1"]
-    (line,) = faulty(tmp_path / "own", "none", *overrides)
-    assert line["reward/hps"] > 0
-
-
-def test_groups_without_a_signal_are_replaced_by_other_prompts(tmp_path: Path) -> None:
-    """A cold policy draws the same image again and again: most groups have equal rewards."""
-    overrides = ["rollout.temperature=0.2", "rollout.group_size=2", "learner.zero_variance=resample", "train.steps=1"]
-    (line,) = faulty(tmp_path / "cold", "none", *overrides, "data.prompts_per_step=4", "learner.max_resamples=6")
-    assert line["groups/replaced"] > 0
-    assert line["reward/zero_std_groups"] < 1
-    assert line["samples/dropped"] == 2 * line["groups/dropped"]
+    own = {"pip": [str(wheel)]}
+    found = score(pools, "own_dependency.OwnExpert", "none", tmp_path, timeout_s=60, runtime_env=own)
+    assert found.status == ["ok"] * 4
+    assert len(set(found.score.tolist())) == 1

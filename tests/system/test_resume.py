@@ -12,6 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
+from ray._private.state import actors
 
 from t2ir1_ray import config
 from t2ir1_ray.trainer import train
@@ -19,6 +21,15 @@ from tests.system.runs import assert_same_metrics, metrics, small_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 STEPS = 6
+RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""Ray's own helpers, which look for their raylet only now and then: they end half a minute after a SIGKILL."""
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline()).strip()
+    except psutil.Error:
+        return ""
 
 
 def interrupt(run: Path, number: signal.Signals, after_step: int, *arguments: str) -> tuple[int, str, float]:
@@ -35,7 +46,7 @@ def interrupt(run: Path, number: signal.Signals, after_step: int, *arguments: st
         process.send_signal(number)
         _, errors = process.communicate(timeout=120)
         seconds = time.monotonic() - begin
-    _, alive = psutil.wait_procs(children, timeout=30)
+    _, alive = psutil.wait_procs([p for p in children if _title(p) not in RAY_AGENTS], timeout=30)
     assert not alive, alive
     return process.returncode, errors, seconds
 
@@ -45,7 +56,8 @@ def test_a_run_that_is_terminated_and_then_killed_goes_on_exactly(whole: Path, t
     small_config(tmp_path / "small.yaml")
     place = ["cluster.dashboard=false", f"journal.root={tmp_path}", "journal.name=torn", f"train.steps={STEPS}"]
     code, errors, seconds = interrupt(run, signal.SIGTERM, 3, "--config", str(tmp_path / "small.yaml"), *place)
-    assert (code, errors.count("\n")) == (1, 1)
+    assert code == 1
+    assert errors.strip().count("\n") == 0, errors
     assert "asked to end after step" in errors
     assert f"--resume {run}" in errors
     assert seconds < 30
@@ -89,22 +101,22 @@ def test_a_changed_run_is_refused_unless_forced(whole: Path) -> None:
     assert result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("actor", ["rollout-0", "reference-0", "expert-hps-0"])
-def test_an_actor_that_is_killed_in_mid_run_changes_nothing(actor: str, whole: Path, tmp_path: Path) -> None:
-    run = tmp_path / actor
+def test_actors_that_are_killed_in_mid_run_change_nothing(whole: Path, tmp_path: Path) -> None:
+    """One after another, each behind another step: they start again and their work is done again."""
+    run = tmp_path / "killed"
+    left = ["reference-0", "expert-hps-0", "rollout-0"]
 
     def kill() -> None:
-        while not (run / "metrics.jsonl").is_file() or len(metrics(run)) < 3:
-            time.sleep(0.02)
-        (process,) = [p for p in psutil.process_iter(["cmdline"]) if actor in " ".join(p.info["cmdline"] or [])]
-        os.kill(process.pid, signal.SIGKILL)
+        for step in range(2, 2 + len(left)):
+            while not (run / "metrics.jsonl").is_file() or len(metrics(run)) <= step:
+                time.sleep(0.02)
+            os.kill(actors(ray.get_actor(left[-1])._actor_id.hex())["Pid"], signal.SIGKILL)
+            left.pop()
 
-    killer = threading.Thread(target=kill, daemon=True)
-    killer.start()
+    threading.Thread(target=kill, daemon=True).start()
     train(small_config(tmp_path / "small.yaml", f"train.steps={STEPS}"), run)
-    killer.join(timeout=1)
-    assert not killer.is_alive()
-    assert metrics(run)[-1]["actors/restarts"] == 1
+    assert not left
+    assert metrics(run)[-1]["actors/restarts"] == 3
     assert_same_metrics(metrics(whole), metrics(run), tolerance=0)
 
 
