@@ -68,6 +68,7 @@ class Cluster:
     experts: dict[str, Pool]
     reference: Pool | None
     held: Published | None = None
+    stopped: bool = False
 
     @classmethod
     def start(cls, config: Config, snapshot: Snapshot | None = None) -> Self:
@@ -276,7 +277,10 @@ class Cluster:
         return [*self.learners, *(actor for pool in pools for actor in pool.actors)]
 
     def stop(self) -> None:
-        """End every actor and free their resources."""
+        """End every actor and free their resources. Does nothing the second time."""
+        if self.stopped:
+            return
+        self.stopped = True
         for actor in self._actors():
             ray.kill(actor)
         self.placement.release()

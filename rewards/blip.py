@@ -27,8 +27,8 @@ class BlipExpert:
     def __init__(self, path: str, device: str = "cpu", dtype: str = "float32", batch_size: int = 16) -> None:
         path = checkpoint_path(path)
         self.model = load_pretrained(BlipForQuestionAnswering, path, device, dtype)
-        self.tokenizer = AutoTokenizer.from_pretrained(path)
-        self.image_processor = AutoImageProcessor.from_pretrained(path, backend="pil")
+        self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        self.image_processor = AutoImageProcessor.from_pretrained(path, backend="pil", trust_remote_code=False)
         self.yes_no = vqa.yes_no_ids(self.tokenizer)
         self.device, self.dtype, self.batch_size = device, getattr(torch, dtype), batch_size
 

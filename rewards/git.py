@@ -27,9 +27,9 @@ class GitExpert:
     def __init__(self, path: str, device: str = "cpu", dtype: str = "float32", batch_size: int = 16) -> None:
         path = checkpoint_path(path)
         self.model = load_pretrained(GitForCausalLM, path, device, dtype)
-        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         # The official numbers come from PIL's resampling; the torchvision backend's differ slightly.
-        self.image_processor = AutoImageProcessor.from_pretrained(path, backend="pil")
+        self.image_processor = AutoImageProcessor.from_pretrained(path, backend="pil", trust_remote_code=False)
         self.yes_no = vqa.yes_no_ids(self.tokenizer)
         self.device, self.dtype, self.batch_size = device, getattr(torch, dtype), batch_size
 

@@ -43,8 +43,8 @@ class GroundingDinoExpert(DetectorExpert):
         path = checkpoint_path(path)
         mend_transformers()
         self.model = load_pretrained(GroundingDinoForObjectDetection, path, device, dtype, disable_custom_kernels=True)
-        self.tokenizer = AutoTokenizer.from_pretrained(path)
-        self.image_processor = AutoImageProcessor.from_pretrained(path, backend="pil")
+        self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        self.image_processor = AutoImageProcessor.from_pretrained(path, backend="pil", trust_remote_code=False)
         self.device, self.dtype = device, getattr(torch, dtype)
 
     @torch.inference_mode()

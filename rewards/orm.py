@@ -11,6 +11,7 @@ sigmoid((logit_yes - logit_no) / temperature).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -79,7 +80,7 @@ class OrmExpert:
         if temperature <= 0:
             raise UserError(f"expert temperature: {temperature} must be above 0")
         path = checkpoint_path(path)
-        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         config, key_mapping = read_config(path, len(self.tokenizer))
         self.model = load_pretrained(
             LlavaOnevisionForConditionalGeneration, path, device, dtype, config=config, key_mapping=key_mapping
@@ -88,6 +89,7 @@ class OrmExpert:
             template or getattr(config, "question_template", None) or QWEN_1_5
         )
         self.yes_no = vqa.yes_no_ids(self.tokenizer)
+        self.control = re.compile("|".join(map(re.escape, self.tokenizer.get_added_vocab())) or "(?!)")
         self.device, self.dtype, self.batch_size, self.temperature = (
             device,
             getattr(torch, dtype),
@@ -123,7 +125,9 @@ class OrmExpert:
     def _encode(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """Left-padded ids and mask, both (N, L), so that the answer comes at the last position of every row."""
         before = self.tokenizer(self.before_image, add_special_tokens=False).input_ids
-        texts = [self.after_image.replace("{prompt}", prompt) for prompt in prompts]
+        # A control token inside a prompt is spelled out: it must be text.
+        plain = [self.control.sub(lambda found: " ".join(found[0]), prompt) for prompt in prompts]
+        texts = [self.after_image.replace("{prompt}", prompt) for prompt in plain]
         rows = [
             torch.tensor(before + [self.image_token] * self.image_length + after)
             for after in self.tokenizer(texts, add_special_tokens=False).input_ids

@@ -114,3 +114,5 @@ class Collector:
 
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
+        self.cluster.stop()  # what the thread waits for ends, and with it the thread, before Ray does
+        self._thread.shutdown()

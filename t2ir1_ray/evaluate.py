@@ -190,9 +190,11 @@ def expert_configs(
     )
     OmegaConf.set_struct(base, True)
     try:
+        if any("${" in override for override in overrides):
+            raise ValueError("${...} is not replaced here")
         merged = OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides)))
         experts = {name: OmegaConf.to_object(merged[name]) for name in benchmark.needs if name in needed}
-    except (OmegaConfBaseException, ValueError) as error:
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
         names = ", ".join(benchmark.needs) or "none"
         raise UserError(f"--expert: {str(error).splitlines()[0]} (judges of {benchmark.name}: {names})") from None
     for name, expert in experts.items():

@@ -4,8 +4,10 @@ import io
 import json
 import math
 import os
+import shutil
 import textwrap
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,6 +29,7 @@ from t2ir1_ray.trackers import Trackers
 from t2ir1_ray.warning_signs import WarningSigns
 
 METRICS = "metrics.jsonl"
+LEAST_FREE_BYTES = 4 << 20
 
 
 class Journal:
@@ -102,6 +105,8 @@ class Journal:
 
     def write(self, metrics: dict[str, Any], experience: Experience | None = None) -> None:
         """One step's metrics to every reader, and its samples when they are due. Raises RunError if the disk fails."""
+        if shutil.disk_usage(self.run).free < LEAST_FREE_BYTES:  # TensorBoard's own thread would die with a traceback
+            raise RunError(f"journal: {self.run}: No space left on device: free the disk, then --resume")
         try:
             self._write(metrics, experience)
         except OSError as error:
@@ -149,9 +154,9 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self._progress.close()
         if hasattr(self, "_board"):
-            self._board.close()
-            self._trackers.close()
-            self._metrics.close()
+            for sink in (self._board, self._trackers, self._metrics):
+                with suppress(OSError):  # a full disk has been told already
+                    sink.close()
 
 
 def image_grid(experience: Experience, groups: int = 4, tile: int = 120, text: int = 60) -> np.ndarray:

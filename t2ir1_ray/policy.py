@@ -44,12 +44,13 @@ class PromptFormat:
         # `split_special_tokens` leaves alone what a checkpoint has added without calling it special, e.g. <|User|>.
         added = [token for token in tokenizer.added_tokens_decoder.values() if CONTROL.fullmatch(token.content)]
         tokenizer.add_tokens([AddedToken(token.content, special=True) for token in added if not token.special], True)
-        if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
-            raise UserError("policy.path: its tokenizer lacks bos_token or eos_token: not a Janus checkpoint")
         self.bos_id: int = tokenizer.bos_token_id
         self.eos_id: int = tokenizer.eos_token_id
         self.pad_id = self._special(PAD)
         self.boi_id = self._special(BEGIN_OF_IMAGE)
+        control = {self.bos_id, self.eos_id, self.pad_id, self.boi_id}
+        if len(control) < 4 or control & {None, tokenizer.unk_token_id}:
+            raise UserError("policy.path: its tokenizer lacks bos_token or eos_token: not a Janus checkpoint")
 
     def plan_prompt_ids(self, prompt: str) -> list[int]:
         """Prompt of the semantic-CoT: `{system}\\n\\nUser: {instruction with the prompt}\\n\\nAssistant:`."""
@@ -109,7 +110,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     folder = resolve_checkpoint(path, "policy.path")
     with refuse(f"policy.path: {path}: its tokenizer cannot be read"):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        tokenizer("a", split_special_tokens=True)  # settings of the wrong type show when it is used
+        tokenizer("a \N{SNOWMAN}", split_special_tokens=True)  # what is wrong with its settings shows when it is used
         return tokenizer
 
 

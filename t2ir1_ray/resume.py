@@ -82,12 +82,17 @@ def _inputs(config: Config) -> dict[str, str]:
 class Termination:
     """SIGTERM as a request to save and end: what a spot instance gets before it is taken away, and a stopped Ray job.
 
-    Install it after `ray.init`, which has a handler of its own. Off the main thread, where Python allows no handlers,
-    nobody asks.
+    Until `defer` there is nothing to save, and the signal is that of Ctrl-C. Install it after `ray.init`, which
+    has a handler of its own. Off the main thread, where Python allows no handlers, nobody asks.
     """
 
     def __init__(self) -> None:
         self.asked = threading.Event()
+        self._deferred = False
+
+    def defer(self) -> None:
+        """From now on the signal only sets `asked`."""
+        self._deferred = True
 
     def __enter__(self) -> Self:
         self._main = threading.current_thread() is threading.main_thread()
@@ -100,4 +105,6 @@ class Termination:
             signal.signal(signal.SIGTERM, self._before)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
+        if not self._deferred:
+            raise KeyboardInterrupt  # the only exception that Ray's waits let through
         self.asked.set()

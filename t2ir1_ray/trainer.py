@@ -25,15 +25,15 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
     heldout = HeldOut(config) if config.eval.every else None
     steps, ahead = config.train.steps, config.train.max_staleness if config.train.mode == "async" else 0
     timeline = Timeline()
-    with Journal(run, config, resume) as journal:
+    with Termination() as termination, Journal(run, config, resume) as journal:
         snapshot = journal.newest_snapshot() if resume else None
         done = saved = snapshot.step if snapshot else 0
         journal.begin_after(done)
         with (
             Cluster.start(config, snapshot) as cluster,
             Collector(config, cluster, prompts, timeline) as collector,
-            Termination() as termination,
         ):
+            termination.defer()
             collector.load(cluster.publish(version=done))
             accuracy = None
             if heldout and not done:

@@ -47,6 +47,7 @@ class Job:
                 [sys.executable, "-m", "t2ir1_ray.train", *arguments], stdout=log, stderr=subprocess.STDOUT
             )
         self.family: dict[int, psutil.Process] = {}
+        self.began = time.monotonic()
 
     def watch(self, seconds: float) -> bool:
         """Let it run; returns whether it still does. Remembers its descendants, which a dead parent cannot name."""
@@ -56,6 +57,18 @@ class Job:
                 self.family[child.pid] = child
             time.sleep(0.1)
         return self.process.poll() is None
+
+    def pause(self, rng: random.Random) -> bool:
+        """Until a random moment of the start, or, more often, of the steps; returns whether it still runs."""
+        if rng.random() < 0.25:
+            return self.watch(rng.uniform(0.5, 12))
+        before = len(journal(self.run)) if (self.run / "metrics.jsonl").is_file() else 0
+        while self.watch(0.2):
+            if (self.run / "metrics.jsonl").is_file() and len(journal(self.run)) > before:
+                return self.watch(rng.uniform(0, 4))
+            if time.monotonic() - self.began > RUN_TIMEOUT_S:
+                raise TimeoutError(f"{self.run}: no end after {RUN_TIMEOUT_S} s, see {self.log}")
+        return False
 
     def actors(self) -> list[psutil.Process]:
         try:
@@ -69,7 +82,8 @@ class Job:
 
 
 def journal(run: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    text = (run / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
     return [{k: v for k, v in line.items() if not k.startswith("time/") and k not in UNCOMPARED} for line in lines]
 
 
@@ -125,10 +139,7 @@ def disturbed(run: Path, rng: random.Random, kinds: list[str]) -> Counter[str]:
     left = list(kinds)
     while True:
         job = Job(run)
-        began = time.monotonic()
-        while job.watch(rng.uniform(0.5, 12)):
-            if time.monotonic() - began > RUN_TIMEOUT_S:
-                raise TimeoutError(f"{run}: no end after {RUN_TIMEOUT_S} s, see {job.log}")
+        while job.pause(rng):
             if not left:
                 continue
             if left[0] == "actor":
@@ -146,7 +157,9 @@ def disturbed(run: Path, rng: random.Random, kinds: list[str]) -> Counter[str]:
             raise AssertionError(f"{run}: left behind: {[_title(process) for process in orphans]}")
         if job.process.returncode == 0:
             return done
-        if job.process.returncode not in (1, -signal.SIGKILL) or "Traceback" in job.log.read_text():
+        # 130: while the actors start. The last two: before that, from Python's and from Ray's handler.
+        ended = (1, 130, -signal.SIGKILL, -signal.SIGTERM, signal.SIGTERM)
+        if job.process.returncode not in ended or "Traceback" in job.log.read_text():
             raise AssertionError(f"{run}: exit code {job.process.returncode}, see {job.log}")
         for name, damage in DAMAGE.items():
             if rng.random() < 0.5 and damage(run, rng):

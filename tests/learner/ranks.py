@@ -139,6 +139,7 @@ def main(folder: Path, rank: int) -> None:
     spec = json.loads((folder / "spec.json").read_text())
     for scenario in spec["scenarios"]:
         _run(Scenario(**scenario), folder, spec["policy"], rank, spec["world"])
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
