@@ -74,3 +74,12 @@ def test_a_run_folder_in_use_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "metrics.jsonl").write_text("{}\n")
     assert_refused(command(f"journal.root={tmp_path}", "journal.name=mine"), "holds a run already")
+
+
+def test_a_wrong_expert_checkpoint_is_refused_before_any_rollout(tmp_path: Path) -> None:
+    """The detector's folder in GIT's slot."""
+    wrong = config.load().experts["grounding_dino"].path
+    result = command(f"experts.git.path={wrong}", f"journal.root={tmp_path}", "journal.name=run")
+    assert_refused(result, "expert git", wrong)
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "run" / "metrics.jsonl").read_text()
