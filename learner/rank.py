@@ -130,22 +130,20 @@ class LearnerRank:
             betas=self.config.betas,
             weight_decay=self.config.weight_decay,
         )
-        settings = self._deepspeed_config()
-        bucket = min(sum(parameter.numel() for parameter in parameters), 500_000_000)  # 2 GB, a small policy's too
-        settings["zero_optimization"]["reduce_bucket_size"] = bucket
         self.engine, *_ = deepspeed.initialize(
             model=_Policy(model, self.temperature, self.guidance),
             model_parameters=parameters,
             optimizer=optimizer,
             lr_scheduler=schedule(optimizer, self.config.lr_schedule, self.config.warmup_steps, self.steps),
-            config=settings,
+            config=self._deepspeed_config(sum(parameter.numel() for parameter in parameters)),
         )
 
     def step(self, batch: pa.RecordBatch, on_policy: bool = True) -> dict[str, float]:
         """One update on this rank's samples (`LearnerBatch`, possibly none); returns metrics of the whole batch.
 
-        `on_policy=False`: the ratio is taken against the stored sampling log-probs, and clipped. The metrics are those
-        of `StepMeter`, and grad_norm (before clipping), lr and beta. Raises RunError if loss or gradient is not finite.
+        `on_policy=False`: the ratio is taken against the stored sampling log-probs, and truncated or clipped.
+        The metrics are those of `StepMeter`, and grad_norm (before clipping), lr and beta. Raises RunError if loss or
+        gradient is not finite.
         """
         data = LearnerBatch.from_arrow(batch)
         device = self.engine.device
@@ -291,7 +289,8 @@ class LearnerRank:
         counts = torch.tensor([len(batch.semantic_ids), len(batch.image_ids)])
         return bounds.repeat_interleave(counts).to(batch.token.device)
 
-    def _deepspeed_config(self) -> dict[str, Any]:
+    def _deepspeed_config(self, trained: int) -> dict[str, Any]:
+        """trained: number of trained parameters. A larger bucket than that is allocated all the same."""
         bf16 = self.config.dtype == "bfloat16"
         return {
             "train_micro_batch_size_per_gpu": 1,  # nominal: micro-batches are cut by tokens
@@ -300,5 +299,8 @@ class LearnerRank:
             "steps_per_print": 10**9,
             "bf16": {"enabled": bf16},
             "data_types": {"grad_accum_dtype": "fp32"},  # dozens of micro-batches do not add up in bfloat16
-            "zero_optimization": {"stage": self.config.zero_stage},
+            "zero_optimization": {
+                "stage": self.config.zero_stage,
+                "reduce_bucket_size": min(trained, 500_000_000),
+            },
         }

@@ -6,37 +6,20 @@ the question encoder, and one decoder step gives p(yes) / (p(yes) + p(no)); the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoTokenizer, BlipForQuestionAnswering
+from transformers import BlipForQuestionAnswering
 
 from rewards import vqa
-from rewards.base import ExpertScores, Images, Row, score_in_batches
-from rewards.checkpoint import checkpoint_path, load_pretrained
+from rewards.base import Row
 
 
-class BlipExpert:
-    """Share of the prompt's objects that BLIP sees, in 0..1. Does not apply to spatial and numeracy prompts."""
+class BlipExpert(vqa.VqaExpert):
+    """Share of the prompt's objects that BLIP sees, in 0..1."""
 
     name = "blip"
-    value_range = (0.0, 1.0)
-
-    def __init__(self, path: str, device: str = "cpu", dtype: str = "float32", batch_size: int = 16) -> None:
-        path = checkpoint_path(path)
-        self.model = load_pretrained(BlipForQuestionAnswering, path, device, dtype)
-        self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        self.image_processor = AutoImageProcessor.from_pretrained(path, backend="pil", trust_remote_code=False)
-        self.yes_no = vqa.yes_no_ids(self.tokenizer)
-        self.device, self.dtype, self.batch_size = device, getattr(torch, dtype), batch_size
-
-    def applies_to(self, row: Row) -> bool:
-        return vqa.applies_to(row)
-
-    def score(self, images: Images, rows: Sequence[Row]) -> ExpertScores:
-        return score_in_batches(self.name, images, rows, self.applies_to, self._score_batch, self.batch_size)
+    model_class = BlipForQuestionAnswering
 
     @torch.inference_mode()
     def _score_batch(self, images: list[np.ndarray], rows: list[Row]) -> np.ndarray:

@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
+from transformers import AutoImageProcessor, AutoTokenizer
 
-from rewards.base import Row
+from rewards.base import ExpertScores, Images, Row, score_in_batches
+from rewards.checkpoint import checkpoint_path, load_pretrained
 from t2ir1_ray.errors import UserError
 
 NOT_ASKED = frozenset({"spatial", "numeracy"})
 """Task types left to the detector: officially the VQA reward is 0 for them, which cancels in the advantage."""
 
 
-def applies_to(row: Row) -> bool:
-    """Whether a VQA expert has an opinion on this prompt."""
-    return row.get("task_type") not in NOT_ASKED
+class VqaExpert(ABC):
+    """Share of the prompt's objects that the model sees, in 0..1. Does not apply to spatial and numeracy prompts."""
+
+    name: ClassVar[str]
+    model_class: ClassVar[Any]  # of transformers
+    value_range = (0.0, 1.0)
+
+    def __init__(self, path: str, device: str = "cpu", dtype: str = "float32", batch_size: int = 16) -> None:
+        path = checkpoint_path(path)
+        self.model = load_pretrained(self.model_class, path, device, dtype)
+        self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        # The official numbers come from PIL's resampling; the torchvision backend's differ slightly.
+        self.image_processor = AutoImageProcessor.from_pretrained(path, backend="pil", trust_remote_code=False)
+        self.yes_no = yes_no_ids(self.tokenizer)
+        self.device, self.dtype, self.batch_size = device, getattr(torch, dtype), batch_size
+
+    def applies_to(self, row: Row) -> bool:
+        return row.get("task_type") not in NOT_ASKED
+
+    def score(self, images: Images, rows: Sequence[Row]) -> ExpertScores:
+        return score_in_batches(self.name, images, rows, self.applies_to, self._score_batch, self.batch_size)
+
+    @abstractmethod
+    def _score_batch(self, images: list[np.ndarray], rows: list[Row]) -> np.ndarray:
+        """The mean of p(yes) over each row's objects, 1 where there is nothing to ask."""
 
 
 def objects_of(row: Row) -> list[str]:

@@ -6,11 +6,12 @@ sync and async runs differ only in how far ahead steps are asked for.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 from actors.cluster import Cluster, Published, ScoredGroup
@@ -87,7 +88,7 @@ class Collector:
             groups = useful + self._round(fresh, step, f"step {step}, round {attempt}")
         return Collected(groups, replaced)
 
-    def _round(self, rows: Any, step: int, stream: str) -> list[ScoredGroup]:
+    def _round(self, rows: Sequence[int] | np.ndarray, step: int, stream: str) -> list[ScoredGroup]:
         """Roll out and score prompts; experts and reference work on early groups while later ones are sampled."""
         rollout = self.config.rollout
         sampling = Sampling(

@@ -8,7 +8,7 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError
 
+from t2ir1_ray.config_rules import check, leaves, one_line
 from t2ir1_ray.errors import UserError
 
 
@@ -175,7 +176,6 @@ class Config:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
-SCHEDULES = ("constant", "linear", "cosine")
 FILE = "config.yaml"
 """Name of the configuration in a run folder."""
 SHIPPED = resources.files("t2ir1_ray") / "shapes" / "weights"
@@ -183,10 +183,6 @@ OmegaConf.register_resolver("shipped", lambda name: str(SHIPPED / name), replace
 INTERPOLATION = re.compile(r"\$\{(shipped:[\w.-]+|[\w.]+)\}")
 """All that `${...}` can say: OmegaConf's own resolvers read the environment, and a file must not."""
 MAX_FILE_BYTES = 1 << 20
-MAX_TEXT = 10_000
-MAX_NUMBER = 1 << 24
-METRICS = ("mean", "std", "zero_std_groups")
-"""Names that `reward/<name>` has already: no expert can have them."""
 
 
 def load(name_or_path: str = "shapes", overrides: Sequence[str] = ()) -> Config:
@@ -198,16 +194,16 @@ def load(name_or_path: str = "shapes", overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         key, separator, _ = override.partition("=")
         if not separator or not key:
-            raise UserError(f"{_line(override)}: overrides have the form section.key=value")
-        with _one_line(f"{_line(override)}: not a YAML value"):
+            raise UserError(f"{one_line(override)}: overrides have the form section.key=value")
+        with _one_line(f"{one_line(override)}: not a YAML value"):
             update = OmegaConf.from_dotlist([override])
         merged = _merge(merged, update, override)
-    with _one_line(_line(name_or_path)):
+    with _one_line(one_line(name_or_path)):
         missing = OmegaConf.missing_keys(merged)
         if missing:
-            raise UserError(f"{_line(min(missing))}: not set in {_line(name_or_path)}: give it a value")
+            raise UserError(f"{one_line(min(missing))}: not set in {one_line(name_or_path)}: give it a value")
         config: Config = OmegaConf.to_object(merged)
-        _check(config)
+        check(config)
     return config
 
 
@@ -217,12 +213,12 @@ def save(config: Config, path: Path) -> None:
 
 def _read_yaml(name_or_path: str) -> DictConfig:
     configs = Path(str(resources.files("t2ir1_ray") / "configs"))
-    with _one_line(f"--config: {_line(name_or_path)} is not YAML"):
+    with _one_line(f"--config: {one_line(name_or_path)} is not YAML"):
         shipped = configs / f"{name_or_path}.yaml"
         path = shipped if shipped.is_file() else Path(name_or_path)
         if not path.is_file():
             names = ", ".join(sorted(p.stem for p in configs.glob("*.yaml")))
-            raise UserError(f"--config: {_line(name_or_path)} is no file and none of {names}")
+            raise UserError(f"--config: {one_line(name_or_path)} is no file and none of {names}")
         if path.stat().st_size > MAX_FILE_BYTES:
             raise UserError(f"--config: {path} is longer than {MAX_FILE_BYTES} bytes: no configuration")
         loaded = OmegaConf.load(path)
@@ -232,17 +228,17 @@ def _read_yaml(name_or_path: str) -> DictConfig:
 
 
 def _merge(base: DictConfig, update: DictConfig, source: str) -> DictConfig:
-    with _one_line(_line(source)):
-        for key, value in _leaves(OmegaConf.to_container(update)):
+    with _one_line(one_line(source)):
+        for key, value in leaves(OmegaConf.to_container(update)):
             if isinstance(value, str) and "${" in INTERPOLATION.sub("", value):
                 raise UserError(
-                    f"{_line(key)}={_line(value)}: only ${{section.key}} and ${{shipped:name}} are replaced"
+                    f"{one_line(key)}={one_line(value)}: only ${{section.key}} and ${{shipped:name}} are replaced"
                 )
         try:
             return OmegaConf.merge(base, update)
         except ConfigKeyError as error:
-            key = _line(error.full_key)
-            raise UserError(f"{_line(source)}: unknown key {key}{_nearest(base, key)}") from None
+            key = one_line(error.full_key)
+            raise UserError(f"{one_line(source)}: unknown key {key}{_nearest(base, key)}") from None
 
 
 @contextmanager
@@ -254,14 +250,8 @@ def _one_line(source: str) -> Iterator[None]:
         raise
     except Exception as error:  # of many classes
         key = getattr(error, "full_key", None)
-        field = f"{_line(key)}: " if key and str(key) not in source else ""
-        raise UserError(f"{source}: {field}{_line(error) or type(error).__name__}") from None
-
-
-def _line(what: object) -> str:
-    """The first line of a text, printable and not too long."""
-    line = (str(what).strip().splitlines() or [""])[0]
-    return "".join(character if character.isprintable() else " " for character in line[:300])
+        field = f"{one_line(key)}: " if key and str(key) not in source else ""
+        raise UserError(f"{source}: {field}{one_line(error) or type(error).__name__}") from None
 
 
 def _nearest(base: DictConfig, key: str) -> str:
@@ -270,15 +260,6 @@ def _nearest(base: DictConfig, key: str) -> str:
     close = difflib.get_close_matches(key, known, 1) or [k for k in known if k.rsplit(".", 1)[-1] == leaf][:1]
     close = close or [k for k in known if difflib.get_close_matches(leaf, [k.rsplit(".", 1)[-1]], 1)][:1]
     return f": did you mean {close[0]}?" if close else f": sections are {', '.join(base.keys())}"
-
-
-def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted path, value) of everything that is no container."""
-    if isinstance(node, dict | list | tuple):
-        for key, child in node.items() if isinstance(node, dict) else enumerate(node):
-            yield from _leaves(child, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, node
 
 
 def _paths(node: DictConfig, prefix: str = "") -> list[str]:
@@ -290,112 +271,3 @@ def _paths(node: DictConfig, prefix: str = "") -> list[str]:
         if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
             paths.extend(_paths(child, f"{path}."))
     return paths
-
-
-def _check(config: Config) -> None:
-    """Ranges and agreements between fields that types cannot express."""
-    learner, rollout, data = config.learner, config.rollout, config.data
-    for key, value in _leaves(asdict(config)):
-        _check_value(key, value)
-    _require(len(config.experts) <= 100, "experts", len(config.experts), "at most 100")
-    for name, expert in config.experts.items():
-        own = _leaves({"options": expert.options, "runtime_env": expert.runtime_env}, f"experts.{name}")
-        for key, value in own:
-            _require(not is_dataclass(value), key, "${...}", "must refer to a value, not to a section")
-        fits = re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name) and name not in METRICS
-        _require(bool(fits), "experts", _line(name), f"must be letters, digits, - and _, not {' or '.join(METRICS)}")
-    positive = {
-        "policy.max_plan_tokens": config.policy.max_plan_tokens,
-        "policy.max_prompt_tokens": config.policy.max_prompt_tokens,
-        "data.prompts_per_step": data.prompts_per_step,
-        "rollout.actors": rollout.actors,
-        "rollout.prompts_per_call": rollout.prompts_per_call,
-        "rollout.images_per_plan": rollout.images_per_plan,
-        "rollout.temperature": rollout.temperature,
-        "rollout.max_sequences": rollout.max_sequences,
-        "learner.ranks": learner.ranks,
-        "learner.learning_rate": learner.learning_rate,
-        "learner.tokens_per_batch": learner.tokens_per_batch,
-        "reference.tokens_per_batch": config.reference.tokens_per_batch,
-        "train.steps": config.train.steps,
-        "eval.count": config.eval.count,
-        **{f"experts.{name}.replicas": expert.replicas for name, expert in config.experts.items()},
-        **{f"experts.{name}.batch_size": expert.batch_size for name, expert in config.experts.items()},
-    }
-    for key, value in positive.items():
-        _require(value > 0, key, value, "must be greater than 0")
-    choices = {
-        "policy.dtype": (config.policy.dtype, ("float32", "bfloat16")),
-        "learner.dtype": (learner.dtype, ("float32", "bfloat16")),
-        "learner.zero_stage": (learner.zero_stage, (1, 2, 3)),
-        "learner.kl": (learner.kl, ("k1", "k2", "k3")),
-        "learner.loss_average": (learner.loss_average, ("group", "token", "sequence")),
-        "learner.zero_variance": (learner.zero_variance, ("keep", "filter", "resample")),
-        "learner.correction": (learner.correction, ("truncate", "clip")),
-        "train.mode": (config.train.mode, ("sync", "async")),
-        "learner.advantages": (learner.advantages, ("shared", "nested")),
-        "learner.image_logprobs": (learner.image_logprobs, ("conditional", "guided")),
-        "learner.lr_schedule": (learner.lr_schedule, SCHEDULES),
-        "learner.beta_schedule": (learner.beta_schedule, SCHEDULES),
-        "reward.combine": (config.reward.combine, ("sum", "gdpo")),
-        "rollout.weight_transfer": (rollout.weight_transfer, ("object_store", "nccl")),
-        "eval.verifier": (config.eval.verifier, (None, "shapes")),
-        **{f"experts.{n}.role": (e.role, ("reward", "monitor")) for n, e in config.experts.items()},
-    }
-    for key, (value, allowed) in choices.items():
-        _require(value in allowed, key, value, f"must be one of {', '.join(map(str, allowed))}")
-    size = rollout.group_size
-    _require(size >= 2, "rollout.group_size", size, "advantages compare samples of one prompt: at least 2")
-    plans, left = divmod(size, rollout.images_per_plan)
-    _require(left == 0, "rollout.images_per_plan", rollout.images_per_plan, f"must divide rollout.group_size={size}")
-    _require(
-        learner.advantages == "shared" or plans >= 2,
-        "rollout.images_per_plan",
-        rollout.images_per_plan,
-        "nested advantages compare plans: at least 2 per prompt",
-    )
-    _require(
-        config.train.mode == "sync" or rollout.weight_transfer == "object_store",
-        "rollout.weight_transfer",
-        rollout.weight_transfer,
-        "NCCL needs learner and rollout actors at once: use object_store with train.mode=async",
-    )
-    _require(max(learner.betas) < 1, "learner.betas", learner.betas, "must be less than 1")
-    words = all(isinstance(target, str) for target in learner.lora_targets)
-    _require(words, "learner.lora_targets", learner.lora_targets, "must be a list of names")
-    _require(config.train.steps < 1_000_000, "train.steps", config.train.steps, "must be less than 1000000")
-    processes = sum(e.replicas for e in config.experts.values()) + rollout.actors + learner.ranks
-    _require(processes <= 10_000, "rollout.actors", rollout.actors, f"{processes} processes in all, at most 10000")
-    _require(rollout.guidance >= 1, "rollout.guidance", rollout.guidance, "must be at least 1 (1: no guidance)")
-    _require(
-        data.prompts_per_step % learner.ranks == 0,
-        "data.prompts_per_step",
-        data.prompts_per_step,
-        f"must be divisible by learner.ranks={learner.ranks}",
-    )
-    rewarded = [name for name, expert in config.experts.items() if expert.role == "reward"]
-    _require(bool(rewarded), "experts", list(config.experts), "at least one expert must have the role reward")
-    _require(
-        "{prompt}" in config.policy.plan_template, "policy.plan_template", config.policy.plan_template, "lacks {prompt}"
-    )
-    if config.eval.every:
-        _require(config.eval.prompts is not None, "eval.prompts", None, "name a prompt file or set eval.every=0")
-        _require(config.eval.verifier is not None, "eval.verifier", None, "name a verifier or set eval.every=0")
-
-
-def _check_value(key: str, value: Any) -> None:
-    """What holds for every field. An expert's own options may be negative, and its weight (a penalty)."""
-    own = re.match(r"experts\.[^.]*\.(options|runtime_env|weight)\b", key) is not None
-    if isinstance(value, str):
-        lines = own or key.startswith("policy.plan_")
-        _require(len(value) <= MAX_TEXT, key, _line(value), f"longer than {MAX_TEXT} characters")
-        _require("\0" not in value and (lines or value.isprintable()), key, _line(value), "holds control characters")
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        most = 2**63 - 1 if own or key.endswith(".seed") else MAX_NUMBER
-        _require(abs(value) <= most, key, value, f"must be a finite number of at most {most}")
-        _require(value >= 0 or own, key, value, "must not be negative")
-
-
-def _require(ok: bool, key: str, value: object, mend: str) -> None:
-    if not ok:
-        raise UserError(f"{key}={value}: {mend}")

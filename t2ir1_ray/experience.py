@@ -59,8 +59,7 @@ def assemble(groups: Sequence[ScoredGroup], config: Config) -> Experience:
     else:
         credit = [ragged_advantages(rewards[keep], index[keep], std=config.learner.advantage_std)] * 2
     semantic_advantages[keep], advantages[keep] = credit
-    batch = _learner_batch(groups, rollouts, index, keep, config)
-    batch = replace(batch, semantic_advantage=semantic_advantages[keep], image_advantage=advantages[keep])
+    batch = _learner_batch(groups, rollouts, index, semantic_advantages, advantages, config)
     batch = share_plans(batch, plan[keep]) if config.rollout.images_per_plan > 1 else batch
     rewards = np.where(keep, rewards, np.nan).astype(np.float32)
     metrics = {
@@ -110,11 +109,12 @@ def _learner_batch(
     groups: Sequence[ScoredGroup],
     rollouts: Rollouts,
     index: np.ndarray,
-    keep: np.ndarray,
+    semantic_advantages: np.ndarray,
+    advantages: np.ndarray,
     config: Config,
 ) -> LearnerBatch:
-    """Tokens and their weights of the kept samples; advantages are zero."""
-    rows = np.flatnonzero(keep)
+    """The samples that have an advantage."""
+    rows = np.flatnonzero(np.isfinite(advantages))
     kept = rollouts.take(rows)
     if config.learner.beta > 0:
         reference = ReferenceLogprobs.concat([group.reference for group in groups if group.reference]).take(rows)
@@ -139,8 +139,8 @@ def _learner_batch(
         image_ids=kept.image_ids,
         image_logprobs=kept.image_logprobs,
         image_ref_logprobs=reference.image,
-        semantic_advantage=np.zeros(len(rows), np.float32),
-        image_advantage=np.zeros(len(rows), np.float32),
+        semantic_advantage=semantic_advantages[rows],
+        image_advantage=advantages[rows],
         semantic_token_weight=semantic_weight,
         image_token_weight=image_weight,
     )

@@ -4,19 +4,19 @@ import hashlib
 import json
 import signal
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
-from omegaconf import OmegaConf
-
 from t2ir1_ray.config import Config
+from t2ir1_ray.config_rules import leaves
 from t2ir1_ray.errors import UserError
 
 INPUTS = "inputs.json"
 FREE_SECTIONS = ("cluster", "journal")
 FREE_KEYS = ("rollout.actors", "learner.ranks")
-FREE_LEAVES = ("num_gpus", "num_cpus", "replicas", "runtime_env")
+FREE_PARTS = ("num_gpus", "num_cpus", "replicas", "runtime_env")
 """What may change when a run goes on: where things run and what is written down, nothing that its figures depend on."""
 
 
@@ -27,7 +27,7 @@ def record_inputs(run: Path, config: Config) -> None:
 
 def check_unchanged(run: Path, stored: Config, config: Config) -> None:
     """Raises UserError with every difference that would change the figures of the run that goes on."""
-    before, now = _flat(stored), _flat(config)
+    before, now = dict(leaves(asdict(stored))), dict(leaves(asdict(config)))
     changes = [
         f"{key}: {before.get(key)!r:.80} is now {now.get(key)!r:.80}"
         for key in sorted(before.keys() | now.keys())
@@ -54,21 +54,7 @@ def _known(run: Path) -> dict[str, Any]:
 
 
 def _free(key: str) -> bool:
-    return key.split(".")[0] in FREE_SECTIONS or key in FREE_KEYS or key.rsplit(".", 1)[-1] in FREE_LEAVES
-
-
-def _flat(config: Config) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-
-    def walk(node: Any, prefix: str) -> None:
-        if isinstance(node, dict) and node:
-            for key, value in node.items():
-                walk(value, f"{prefix}.{key}" if prefix else str(key))
-        else:
-            found[prefix] = node
-
-    walk(OmegaConf.to_container(OmegaConf.structured(config)), "")
-    return found
+    return key.split(".")[0] in FREE_SECTIONS or key in FREE_KEYS or not set(key.split(".")).isdisjoint(FREE_PARTS)
 
 
 def _inputs(config: Config) -> dict[str, str]:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from t2ir1_ray.config_rules import leaves
 from t2ir1_ray.errors import UserError
 
 EXPERIMENT = "t2ir1_ray"
@@ -93,7 +94,7 @@ class Mlflow:
             found = self._client.get_experiment_by_name(EXPERIMENT)
             experiment = found.experiment_id if found else self._client.create_experiment(EXPERIMENT)
             self._run = self._client.create_run(experiment, run_name=run.name).info.run_id
-            for key, value in _flat(config):
+            for key, value in leaves(config):
                 self._client.log_param(self._run, _mlflow_name(key), str(value)[:6000])
         (run / "mlflow.id").write_text(self._run)
 
@@ -188,11 +189,3 @@ def _public(node: Any) -> Any:
     if not isinstance(node, Mapping):
         return node
     return {key: _public(value) for key, value in node.items() if key != "runtime_env"}
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

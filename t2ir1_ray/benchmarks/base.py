@@ -1,6 +1,7 @@
 """What benchmarks share: prompts to draw, images to judge, and means with their standard errors."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,7 +66,7 @@ class Estimate(NamedTuple):
     prompts: int
 
 
-class Benchmark:
+class Benchmark(ABC):
     """A published protocol: what is asked of the judges about an image, and what their answers are worth."""
 
     name: ClassVar[str]
@@ -75,9 +76,9 @@ class Benchmark:
     def __init__(self, experts: Mapping[str, ExpertConfig]):
         self.experts = experts
 
+    @abstractmethod
     def read(self, path: Path | None) -> list[Item]:
         """Prompts in file order. Raises UserError that names the bad line."""
-        raise NotImplementedError
 
     def judges(self, items: Sequence[Item]) -> set[str]:
         """Which of `needs` these prompts need."""
@@ -91,17 +92,17 @@ class Benchmark:
         """Ask the judges about all images of a prompt (`rollouts`, a handle); handles of their answers by name."""
         return {}
 
+    @abstractmethod
     def score(self, item: Item, view: View) -> dict[str, float | None]:
         """Metrics of one image; None where a judge gave no answer that can be read."""
-        raise NotImplementedError
 
+    @abstractmethod
     def figures(self, items: Sequence[Item]) -> list[Figure]:
         """What is reported about these prompts, the most important figure first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def image_path(self, item: Item, number: int, count: int) -> str:
         """Where image `number` of `count` belongs, in the layout of the official evaluator."""
-        raise NotImplementedError
 
     def sidecars(self, item: Item) -> dict[str, str]:
         """Text files that the official evaluator expects beside the images: path -> content."""

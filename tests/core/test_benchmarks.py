@@ -337,7 +337,10 @@ def test_the_judge_sees_prompt_and_explanation() -> None:
 
 
 class Stub(Benchmark):
+    """Reports figures of results that are there already; it reads, judges and stores nothing."""
+
     name = "stub"
+    read = score = image_path = None
 
     def figures(self, items: Any) -> list[Figure]:
         return [Figure("all", "m", None), Figure("weighted", "m", {"x": 0.75, "y": 0.25})]

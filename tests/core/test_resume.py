@@ -18,7 +18,14 @@ def prepared(folder: Path) -> config.Config:
 
 
 @pytest.mark.parametrize(
-    "override", ["learner.ranks=2", "rollout.actors=3", "cluster.call_timeout_s=9", "experts.hps.replicas=2"]
+    "override",
+    [
+        "learner.ranks=2",
+        "rollout.actors=3",
+        "cluster.call_timeout_s=9",
+        "experts.hps.replicas=2",
+        "experts.hps.runtime_env={pip: [a]}",
+    ],
 )
 def test_where_things_run_may_change(override: str, tmp_path: Path) -> None:
     stored = prepared(tmp_path)

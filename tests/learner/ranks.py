@@ -84,8 +84,8 @@ def _run(scenario: Scenario, folder: Path, policy: str, rank: int, world: int) -
     class Partitioning(LearnerRank):
         """ZeRO-3 leaves small parameters whole: here it must cut most of a tiny model's."""
 
-        def _deepspeed_config(self) -> dict[str, Any]:
-            config = super()._deepspeed_config()
+        def _deepspeed_config(self, trained: int) -> dict[str, Any]:
+            config = super()._deepspeed_config(trained)
             config["zero_optimization"]["stage3_param_persistence_threshold"] = 100
             return config
 
