@@ -1,7 +1,8 @@
 """Log-probabilities of plans and images under a Janus policy, heads computed only where a token is predicted.
 
 Rows are padded on the right: causal attention never looks there, no mask is needed (which keeps the fast attention
-kernels), and positions count from each row's first token, so padding changes no value.
+kernels), and positions count from each row's first token, so padding changes no value. Only rows with several branches
+after one prompt (see `packing`) come with a mask.
 """
 
 from collections.abc import Sequence
@@ -88,7 +89,13 @@ def sequence_logprobs(
     text = model.get_input_embeddings()(batch.text_ids)
     codes = model.prepare_embeddings_for_image_generation(batch.code_ids)
     embeds = text.flatten(0, 1).index_copy(0, batch.code_places, codes.to(text.dtype)).view_as(text)
-    hidden = model.model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state.flatten(0, 1)
+    trunk = model.model.language_model(
+        inputs_embeds=embeds,
+        attention_mask=None if batch.branches is None else _visible(batch.branches),
+        position_ids=batch.positions,
+        use_cache=False,
+    )
+    hidden = trunk.last_hidden_state.flatten(0, 1)
     plans = model.lm_head(hidden.index_select(0, batch.semantic_places))
     drawn = torch.cat([batch.image_places, batch.unconditional_places])  # one call: ZeRO-3 counts them
     images = model.model.generation_head(hidden.index_select(0, drawn))
@@ -100,6 +107,15 @@ def sequence_logprobs(
         _LogSoftmaxAt.apply(images, batch.image_ids, temperature, entropy),
     ]
     return TokenValues(*map(torch.cat, zip(*pairs, strict=True)))
+
+
+def _visible(branches: Tensor) -> Tensor:
+    """(R, 1, T, T) bool: an input sees what stands before it in its prompt and in its own branch.
+
+    Padding counts as prompt: nothing stands behind it, and it sees the prompt, so that its softmax has a value.
+    """
+    seen, seeing = branches[:, None, None, :], branches[:, None, :, None]
+    return ((seen == 0) | (seen == seeing)).tril()
 
 
 @torch.inference_mode()

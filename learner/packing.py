@@ -4,13 +4,14 @@ A sample is two sequences, each a prompt and the tokens to predict after it: the
 hold both kinds, and its forward pass runs every module whatever it holds: under ZeRO-3 all ranks gather parameters
 together, so they must use the same modules in the same order although they train on different samples.
 
-An image under guidance is two rows with the same tokens, after its prompt and after the unconditional one: its
-distribution is made of both.
+The plans of a group answer one prompt, which is computed once: a row is the prompt and, after it, a branch for each
+plan, which sees the prompt and itself. An image follows a plan of its own and has a row of its own; under guidance it
+is two rows with the same tokens, after its prompt and after the unconditional one: its distribution is made of both.
 
 Values of tokens have one order everywhere in the learner: the plans' tokens sample after sample, then the images'.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple, Self
 
@@ -26,12 +27,14 @@ MAX_PADDING = 0.05
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """R sequences padded on the right to T inputs; the last target is no input. Places are flat: row * T + column.
+    """R rows padded on the right to T inputs; a target's last token is no input. Places are flat: row * T + column.
 
     S plan tokens and J image tokens are predicted, C image tokens are inputs. All tensors int64.
     """
 
     text_ids: Tensor  # (R, T) text inputs, 0 where there is padding or an image token
+    branches: Tensor | None  # (R, T) 1, 2, ... in the branches of a row, else 0; None: no row has more than one
+    positions: Tensor | None  # (R, T) each input's distance from its sequence's first; None: its column
     code_ids: Tensor  # (C,) image inputs
     code_places: Tensor  # (C,) where they go
     semantic_ids: Tensor  # (S,) plan tokens to predict
@@ -47,15 +50,19 @@ class MicroBatch:
         return type(self)(*(value.to(device) if isinstance(value, Tensor) else value for value in values))
 
 
-class _Sequence(NamedTuple):
+class _Target(NamedTuple):
+    ids: np.ndarray
+    first: int  # number of its first token in the whole batch's order
+
+
+class _Row(NamedTuple):
     image: bool
-    prompts: list[np.ndarray]  # one row each, equally long: the prompt and, under guidance, the unconditional one
-    target: np.ndarray
-    first: int  # number of its first target in the whole batch's order
+    prompts: list[np.ndarray]  # equally long: the prompt and, under guidance, the unconditional one, each a row
+    targets: list[_Target]  # what may follow the prompt: one or several branches
 
     @property
     def length(self) -> int:
-        return len(self.prompts[0]) + len(self.target) - 1
+        return len(self.prompts[0]) + sum(len(target.ids) - 1 for target in self.targets)
 
 
 def micro_batches(
@@ -72,17 +79,23 @@ def micro_batches(
     pad_id: what fills the unconditional prompts; None: no guidance, one row per image.
     """
     firsts = np.cumsum([0, *map(len, semantic_ids)])
-    plans = zip([[prompt] for prompt in semantic_prompt_ids], semantic_ids, firsts[:-1], strict=True)
-    rows = [[prompt] if pad_id is None else [prompt, unconditional_ids(prompt, pad_id)] for prompt in image_prompt_ids]
-    images = zip(rows, image_ids, firsts[-1] + np.arange(len(image_ids)) * image_ids.shape[1], strict=True)
-    sequences = [_Sequence(False, *plan) for plan in plans] + [_Sequence(True, *image) for image in images]
-    return [_collate(rows) for rows in _cut([s for s in sequences if len(s.target)], tokens_per_batch)]
+    plans = map(_Target, semantic_ids, firsts[:-1])
+    images = map(_Target, image_ids, firsts[-1] + np.arange(len(image_ids)) * image_ids.shape[1])
+    rows = _plan_rows(semantic_prompt_ids, plans, tokens_per_batch)
+    if image_ids.shape[1]:
+        for prompt, image in zip(image_prompt_ids, images, strict=True):
+            prompts = [prompt] if pad_id is None else [prompt, unconditional_ids(prompt, pad_id)]
+            rows.append(_Row(True, prompts, [image]))
+    # Apart: branches need an attention mask, and without one attention is faster.
+    branched, plain = ([row for row in rows if (len(row.targets) > 1) == many] for many in (True, False))
+    batches = _cut(branched, tokens_per_batch) + _cut(plain, tokens_per_batch)
+    return [_collate(batch) for batch in sorted(batches, key=lambda batch: -batch[0].length)]
 
 
 def idle_batch() -> MicroBatch:
     """Runs every module and predicts nothing: for a rank that has less to do than the others."""
     none = torch.empty(0, dtype=torch.long)
-    return MicroBatch(torch.zeros(1, 1, dtype=torch.long), *[none] * 8, inputs=0)
+    return MicroBatch(torch.zeros(1, 1, dtype=torch.long), None, None, *[none] * 8, inputs=0)
 
 
 def in_token_order(semantic: Sequence[np.ndarray], image: np.ndarray) -> np.ndarray:
@@ -90,48 +103,75 @@ def in_token_order(semantic: Sequence[np.ndarray], image: np.ndarray) -> np.ndar
     return np.concatenate([*semantic, image.ravel()])
 
 
-def _cut(sequences: list[_Sequence], budget: int) -> list[list[_Sequence]]:
-    """Greedy by falling length: a sequence joins the batch before it while budget and padding allow."""
-    cut: list[list[_Sequence]] = []
-    width = used = places = 0
-    for sequence in sorted(sequences, key=lambda s: -s.length):  # stable: the same batch is always cut the same way
-        rows = len(sequence.prompts)
-        places += rows * width
-        used += rows * sequence.length
-        if cut and places <= budget and places - used <= MAX_PADDING * places:
-            cut[-1].append(sequence)
+def _plan_rows(prompts: Sequence[np.ndarray], plans: Iterable[_Target], budget: int) -> list[_Row]:
+    """Plans behind the prompts that they share, as many in a row as the budget allows; empty ones have nothing to
+    predict."""
+    rows: list[_Row] = []
+    open_rows: dict[bytes, _Row] = {}
+    for prompt, plan in zip(prompts, plans, strict=True):
+        if not len(plan.ids):
+            continue
+        row = open_rows.get(prompt.tobytes())
+        if row and row.length + len(plan.ids) - 1 <= budget:
+            row.targets.append(plan)
         else:
-            cut.append([sequence])
-            width = sequence.length
-            used = places = rows * width
+            open_rows[prompt.tobytes()] = _Row(False, [prompt], [plan])
+            rows.append(open_rows[prompt.tobytes()])
+    return rows
+
+
+def _cut(rows: list[_Row], budget: int) -> list[list[_Row]]:
+    """Greedy by falling length: a row joins the batch before it while budget and padding allow."""
+    cut: list[list[_Row]] = []
+    width = used = places = 0
+    for row in sorted(rows, key=lambda row: -row.length):  # stable: the same batch is always cut the same way
+        copies = len(row.prompts)
+        places += copies * width
+        used += copies * row.length
+        if cut and places <= budget and places - used <= MAX_PADDING * places:
+            cut[-1].append(row)
+        else:
+            cut.append([row])
+            width = row.length
+            used = places = copies * width
     return cut
 
 
-def _collate(sequences: list[_Sequence]) -> MicroBatch:
-    width = sequences[0].length
-    text_ids = np.zeros((sum(len(sequence.prompts) for sequence in sequences), width), np.int64)
+def _collate(rows: list[_Row]) -> MicroBatch:
+    width = rows[0].length
+    text_ids = np.zeros((sum(len(row.prompts) for row in rows), width), np.int64)
+    branches, positions = np.zeros_like(text_ids), np.tile(np.arange(width), (len(text_ids), 1))
     code_ids, code_places = [], []
     ids: dict[bool, list[np.ndarray]] = {False: [], True: []}
     places: dict[bool, list[np.ndarray]] = {False: [], True: []}
     numbers: dict[bool, list[np.ndarray]] = {False: [], True: []}
     unconditional_places = []
-    row = inputs = 0
-    for image, prompts, target, first in sequences:
-        for version, prompt in enumerate(prompts):
-            text_ids[row, : len(prompt)] = prompt
-            start = row * width + len(prompt)
-            if image:
-                code_ids.append(target[:-1])
-                code_places.append(start + np.arange(len(target) - 1))
-            else:
-                text_ids[row, len(prompt) : len(prompt) + len(target) - 1] = target[:-1]
-            (unconditional_places if version else places[image]).append(start - 1 + np.arange(len(target)))
-            row += 1
-            inputs += len(prompt) + len(target) - 1
-        ids[image].append(target)
-        numbers[image].append(first + np.arange(len(target)))
+    line = -1
+    for row in rows:
+        for version, prompt in enumerate(row.prompts):
+            line += 1
+            start = len(prompt)
+            text_ids[line, :start] = prompt
+            for branch, target in enumerate(row.targets, 1):
+                inputs = np.arange(start, start + len(target.ids) - 1)
+                if row.image:
+                    code_ids.append(target.ids[:-1])
+                    code_places.append(line * width + inputs)
+                else:
+                    text_ids[line, inputs] = target.ids[:-1]
+                branches[line, inputs] = branch
+                positions[line, inputs] = len(prompt) + np.arange(len(inputs))
+                predicting = line * width + np.concatenate([[len(prompt) - 1], inputs])
+                (unconditional_places if version else places[row.image]).append(predicting)
+                start += len(inputs)
+        for target in row.targets:
+            ids[row.image].append(target.ids)
+            numbers[row.image].append(target.first + np.arange(len(target.ids)))
+    branched = len(rows[0].targets) > 1
     return MicroBatch(
         torch.from_numpy(text_ids),
+        torch.from_numpy(branches) if branched else None,
+        torch.from_numpy(positions) if branched else None,
         _joined(code_ids),
         _joined(code_places),
         _joined(ids[False]),
@@ -140,7 +180,7 @@ def _collate(sequences: list[_Sequence]) -> MicroBatch:
         _joined(places[True]),
         _joined(unconditional_places),
         _joined(numbers[False] + numbers[True]),
-        inputs=inputs,
+        inputs=sum(len(row.prompts) * row.length for row in rows),
     )
 
 

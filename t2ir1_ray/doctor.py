@@ -93,19 +93,24 @@ def examine(config: Config, hub: bool = False) -> Iterator[Check | str]:
 
 
 def preflight(config: Config) -> list[str]:
-    """The cheap part, for the start of a training: warnings, one line each. Raises UserError for what would fail."""
+    """The cheap part, for the start of a training: lines to print, the memory table and warnings.
+
+    Raises UserError for what would fail.
+    """
+    lines: list[str] = []
     checks = list(files(config))
     shapes = policy_shapes(config)
     if shapes:
         checks += storage(config, shapes)
+        rows = estimate(config, shapes, expert_parameters(config))
+        lines.append(table(rows))
         gpus = local_gpus() if not _address(config) and any(role.num_gpus for role in roles(config)) else ()
         if gpus:
-            rows = estimate(config, shapes, expert_parameters(config))
             checks += gpu_memory(config, rows, [Node(os.cpu_count() or 1, len(gpus), gpus)])
     for check in checks:
         if check.level == "FAIL":
             raise UserError(check.text)
-    return [check.text for check in checks if check.level == "warn"]
+    return lines + [f"warning: {check.text}" for check in checks if check.level == "warn"]
 
 
 def versions() -> Iterator[Check]:

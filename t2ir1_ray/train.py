@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
 
     checked_tensors(config.policy.path, load_config(config.policy.path))
     for line in preflight(config):
-        print(f"warning: {line}")
+        print(line)
     connect(config.cluster)
     try:
         train(config, run, resume=options.resume is not None)

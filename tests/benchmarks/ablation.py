@@ -153,6 +153,7 @@ def command(root: Path, variant: str, seed: int, steps: int | None) -> list[str]
     run = folder(root, variant, seed)
     overrides = ["cluster.dashboard=false", f"journal.root={root}", f"journal.name={run.name}", f"train.seed={seed}"]
     overrides += [*VARIANTS[variant], *([f"train.steps={steps}"] if steps else [])]
+    overrides += ["eval.every=${train.steps}", "journal.save_every=60", "journal.dump_every=0"]  # the ends are compared
     resume = ["--resume", str(run)] if _metrics(run) else []
     return [sys.executable, "-m", "t2ir1_ray.train", *resume, *overrides]
 

@@ -35,10 +35,11 @@ from t2ir1_ray.schema import LearnerBatch
 
 HIDDEN, LAYERS, INTERMEDIATE = 256, 8, 704
 WORDS = CODES = 4096
-SAMPLES, IMAGE_TOKENS, PROMPT, PLANS = 8, 576, 40, (40, 80)
+SAMPLES, IMAGE_TOKENS = 8, 576
+PROMPT, USER_PROMPT, PLANS = 160, 20, (40, 80)  # tokens: planning instruction with prompt, the prompt alone, plans
 BETA, RATE = 0.01, 1e-3
 STEPS = 3  # the first is not timed
-REFERENCE_TOKENS = 700
+REFERENCE_TOKENS = 1400
 TARGETS = {"times_faster": 1.5, "memory_share": 0.6}
 
 
@@ -54,7 +55,7 @@ class Variant:
 VARIANTS = (
     Variant("official", True),  # the released code switches checkpointing on
     Variant("official, no checkpointing", False),
-    Variant("ours", False, 700),
+    Variant("ours", False, 1400),
     Variant("ours, checkpointing", True, 8192),
 )
 BASELINE, OURS = VARIANTS[0].name, VARIANTS[2].name
@@ -108,7 +109,7 @@ def random_batch() -> LearnerBatch:
     def words(count: int) -> np.ndarray:
         return rng.integers(10, WORDS, count).astype(np.int32)
 
-    prompt = words(PROMPT)
+    prompt, user_prompt = words(PROMPT), words(USER_PROMPT)
     plans = [words(count) for count in rng.integers(*PLANS, SAMPLES)]
     images = rng.integers(0, CODES, (SAMPLES, IMAGE_TOKENS)).astype(np.int32)
     lengths = np.array([len(plan) for plan in plans])
@@ -122,7 +123,7 @@ def random_batch() -> LearnerBatch:
         semantic_ids=plans,
         semantic_logprobs=blank,
         semantic_ref_logprobs=blank,
-        image_prompt_ids=[np.concatenate([prompt, plan, words(1)]) for plan in plans],
+        image_prompt_ids=[np.concatenate([user_prompt, plan, words(1)]) for plan in plans],
         image_ids=images,
         image_logprobs=np.zeros(images.shape, np.float32),
         image_ref_logprobs=np.zeros(images.shape, np.float32),

@@ -150,10 +150,11 @@ def test_gpu_memory_fails_only_where_it_must(monkeypatch: pytest.MonkeyPatch) ->
     assert levels(unseen) == ["ok"] * 4  # how large a cluster's GPUs are cannot be seen from here
 
 
-def test_preflight_is_quick_and_silent_where_all_is_well(tmp_path: Path) -> None:
+def test_preflight_is_quick_and_prints_the_memory_table_where_all_is_well(tmp_path: Path) -> None:
     config = load(f"journal.root={tmp_path / 'not' / 'yet'}", "cluster.object_store_gb=1")
     begin = time.process_time()
-    assert preflight(config) == []
+    (lines,) = preflight(config)
+    assert lines.splitlines()[0].split()[:2] == ["role", "actors"]
     assert time.process_time() - begin < 2
     assert not (tmp_path / "not").exists()
 

@@ -17,18 +17,18 @@ GROUPS = np.array([0, 0, 0, 1, 1, 2, 2])
 
 
 def random_batch(seed: int) -> LearnerBatch:
-    """Three groups, plans of different lengths; sampling and reference log-probs lie near those of the policy."""
+    """Three groups, each with one planning prompt; sampling and reference log-probs lie near those of the policy."""
     rng = np.random.default_rng(seed)
 
     def ids(low: int, high: int) -> list[np.ndarray]:
         return [rng.integers(7, VOCABULARY, rng.integers(low, high)).astype(np.int32) for _ in range(SAMPLES)]
 
-    plans = ids(1, 12)
+    prompts, plans = ids(4, 9), ids(1, 12)
     lengths = np.array([len(plan) for plan in plans])
     semantic_weight, image_weight = token_weights(lengths, np.full(SAMPLES, IMAGE_TOKENS), GROUPS)
     columns: dict[str, Any] = {
         "prompt_id": [str(group) for group in GROUPS],
-        "semantic_prompt_ids": ids(4, 9),
+        "semantic_prompt_ids": [prompts[group] for group in GROUPS],
         "semantic_ids": plans,
         "image_prompt_ids": ids(5, 20),
         "image_ids": rng.integers(0, IMAGE_CODES, (SAMPLES, IMAGE_TOKENS)).astype(np.int32),

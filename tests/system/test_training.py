@@ -60,6 +60,27 @@ def test_sampling_and_learning_see_the_same_policy(first: tuple[Path, list[dict[
     assert first[1][3]["kl"] > 1e-6
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("rollout.guidance=1.5", "learner.image_logprobs=guided"),
+        ("rollout.images_per_plan=2", "learner.advantages=nested"),
+    ],
+    ids=["guided", "nested"],
+)
+def test_variants_learn_from_what_was_sampled(overrides: tuple[str, ...], tmp_path: Path) -> None:
+    """The decoder's and the learner's log-probs of the mixed distribution agree; plans with several images too."""
+    found = run(tmp_path / "run", *overrides, "train.steps=2", "eval.every=0")
+    for line in found:
+        assert line["grad_norm"] > 0
+        for segment in ("semantic", "image"):
+            assert line[f"mismatch/{segment}_max"] < 1e-4, line["step"]
+            assert line[f"mismatch/{segment}_ratio_max"] == pytest.approx(1.0, abs=1e-4)
+    plans = pq.read_table(tmp_path / "run" / "rollouts" / "step_000001.parquet")["plan"].to_pylist()
+    if "rollout.images_per_plan=2" in overrides:
+        assert plans[::2] == plans[1::2]
+
+
 def test_the_last_checkpoint_is_the_trained_policy_in_plain_transformers(
     first: tuple[Path, list[dict[str, Any]]],
 ) -> None:

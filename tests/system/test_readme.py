@@ -1,0 +1,180 @@
+"""The commands of the README, as printed: each is run here, with fewer steps, or listed with the reason why not."""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+STEPS = 2
+SMALLER = {
+    "t2ir1_ray.train": f"train.steps={STEPS} data.prompts_per_step=2 eval.every={STEPS} eval.count=8".split(),
+    "t2ir1_ray.evaluate": ["--limit", "4"],
+}
+ELSEWHERE = {
+    "make": "CI itself runs `make test`, which sets up as `make train` does",
+    "pip": "needs GPUs",
+    "hf": "downloads",
+    "git": "downloads",
+    "export": "in `test_a_job_on_a_cluster`",
+    "ray": "in `test_a_job_on_a_cluster`",
+    "tensorboard": "in `test_tensorboard_and_dashboard_answer`",
+    "python -m t2ir1_ray.doctor": "of a configuration with downloaded checkpoints; tests/core/test_doctor.py",
+}
+"""By their first words: why a command is not run by `test_a_command`."""
+
+
+def commands() -> list[str]:
+    """Lines of the README's bash blocks, without comments."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = [re.sub(r"\s+#.*", "", line).strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def elsewhere(command: str) -> bool:
+    return any(command.startswith(words) for words in ELSEWHERE)
+
+
+def prepared(command: str) -> list[str]:
+    """The command with this Python, for runs of STEPS steps."""
+    words = shlex.split(command.replace("step_000120", f"step_{STEPS:06d}"))
+    if words[0] == "python":
+        return [sys.executable, *words[1:], *SMALLER.get(words[2], [])]
+    return [str(Path(sys.executable).parent / words[0]), *words[1:]]
+
+
+@contextmanager
+def running(words: list[str], log: Path, **options: object) -> Iterator[subprocess.Popen]:
+    """A process whose output goes to `log`; ended, with all that it started, when the block is left."""
+    with log.open("w") as output:
+        process = subprocess.Popen(words, stdout=output, stderr=output, start_new_session=True, **options)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(60)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for_page(url: str, process: subprocess.Popen, log: Path) -> str:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as page:
+                return page.read().decode()
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(f"no page at {url}: {log.read_text()[-2000:]}")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A newcomer's folder after the README's first training command, which has runs for all seeds."""
+    folder = tmp_path_factory.mktemp("newcomer")
+    (train,) = (line for line in commands() if line.startswith("python -m t2ir1_ray.train train.seed=0"))
+    run(folder, train)
+    for seed in (1, 2):
+        shutil.copytree(folder / "runs" / "seed0", folder / "runs" / f"seed{seed}")
+    return folder
+
+
+def run(folder: Path, command: str) -> str:
+    done = subprocess.run(
+        prepared(command),
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, f"{command}: {done.stdout[-2000:]} {done.stderr[-2000:]}"
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if not elsewhere(c) and "train.seed=0" not in c])
+def test_a_command(command: str, place: Path) -> None:
+    assert run(place, command).strip()
+
+
+def test_what_the_commands_leave_behind(place: Path) -> None:
+    checkpoint = place / "runs" / "seed0" / "checkpoints" / f"step_{STEPS:06d}"
+    assert (checkpoint / "model.safetensors").is_file()
+    assert (place / "runs" / "seed0" / "report.html").is_file()
+    assert list(place.glob("generated/*/*.png"))
+    assert list(place.glob("evaluations/*/*.json"))
+    assert (place / "curves.svg").is_file()
+    assert (place / "before_after.png").is_file()
+
+
+def test_the_printed_mistake_is_what_a_mistake_prints() -> None:
+    text = (ROOT / "README.md").read_text()
+    command, error = re.search(r"```\n\$ python (.*)\n(error: .*)\n```", text).groups()
+    done = subprocess.run([sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.strip()) == (2, error)
+
+
+def test_tensorboard_and_dashboard_answer(place: Path, tmp_path: Path) -> None:
+    port = free_port()
+    log = tmp_path / "tensorboard.log"
+    with running([*prepared("tensorboard --logdir runs"), f"--port={port}"], log, cwd=place) as process:
+        assert "seed0" in wait_for_page(f"http://127.0.0.1:{port}/data/runs", process, log)
+    log = tmp_path / "train.log"
+    train = prepared("python -u -m t2ir1_ray.train journal.name=watched")
+    with running([*train, "train.steps=1000"], log, cwd=place, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
+        while not (said := re.search(r"Ray dashboard (http://127\.0\.0\.1:\d+)", log.read_text())):
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.2)
+        assert "Ray" in wait_for_page(said[1], process, log)
+
+
+def test_a_job_on_a_cluster(tmp_path: Path) -> None:
+    """The README's last training command, with token authentication, on a cluster of this machine."""
+    ray = str(Path(sys.executable).parent / "ray")
+    printed = next(line for line in (ROOT / "README.md").read_text().split("`") if line.startswith("ray job submit"))
+    exports = {
+        name: value
+        for line in commands()
+        if line.startswith("export")
+        for name, value in re.findall(r"(\w+)=(\S+)", line)
+    }
+    assert exports.keys() == {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"}
+    token = Path(exports["RAY_AUTH_TOKEN_PATH"].replace("$HOME", str(tmp_path)))
+    dashboard = free_port()
+    env = {**os.environ, **exports, "RAY_AUTH_TOKEN_PATH": str(token), "HOME": str(tmp_path)}
+    env["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
+    ports = [f"--port={free_port()}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"]
+    log = tmp_path / "head.log"
+    subprocess.run([ray, "get-auth-token", "--generate"], env=env, check=True, capture_output=True, timeout=120)
+    with running([ray, "start", "--head", "--block", "--num-cpus=4", *ports], log, env=env) as head:
+        deadline = time.monotonic() + 120
+        while "Ray runtime started" not in log.read_text():
+            assert head.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.5)
+        words = shlex.split(printed) + SMALLER["t2ir1_ray.train"] + [f"journal.root={tmp_path}", "journal.name=job"]
+        done = subprocess.run([ray, *words[1:]], cwd=ROOT, env=env, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert "succeeded" in done.stdout
+    assert len((tmp_path / "job" / "metrics.jsonl").read_text().splitlines()) == STEPS + 1
