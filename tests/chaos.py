@@ -182,6 +182,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=2.0, help="no further run is begun after so long")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--faults", type=int, default=4, help="faults of one run")
+    parser.add_argument("--kinds", default="actor,job,term", help="of what is killed; comma-separated")
     options = parser.parse_args()
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     rng = random.Random(options.seed)
@@ -197,7 +198,7 @@ def main() -> None:
     while number == 0 or time.monotonic() < deadline:
         number += 1
         run = root / f"run-{number}"
-        kinds = ["actor", "job", *rng.choices(["actor", "job", "term"], k=max(0, options.faults - 2))]
+        kinds = ["actor", "job", *rng.choices(options.kinds.split(","), k=max(0, options.faults - 2))]
         rng.shuffle(kinds)
         try:
             found = disturbed(run, rng, kinds)

@@ -29,10 +29,8 @@ def test_plans_that_do_not_end_are_cut_off_counted_and_trained_on(
     assert "100% of the plans were cut off: raise policy.max_plan_tokens" in capsys.readouterr().out
 
 
-def test_groups_of_identical_images_are_said_to_teach_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_groups_of_identical_images_do_no_harm(tmp_path: Path) -> None:
+    """A nearly greedy policy draws the same image again and again: a standard deviation of 0 to divide by."""
     (line,) = run(tmp_path / "same", "train.steps=1", "eval.every=0", "rollout.temperature=0.001")
-    assert line["reward/zero_std_groups"] == 1
-    assert np.isfinite(line["loss"])
-    assert "every group has equal rewards, so nothing is learned" in capsys.readouterr().out
+    assert line["reward/zero_std_groups"] >= 0.5
+    assert np.isfinite([line["loss"], line["grad_norm"]]).all()

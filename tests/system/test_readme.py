@@ -151,30 +151,25 @@ def test_tensorboard_and_dashboard_answer(place: Path, tmp_path: Path) -> None:
 
 def test_a_job_on_a_cluster(tmp_path: Path) -> None:
     """The README's last training command, with token authentication, on a cluster of this machine."""
-    ray = str(Path(sys.executable).parent / "ray")
-    printed = next(line for line in (ROOT / "README.md").read_text().split("`") if line.startswith("ray job submit"))
-    exports = {
-        name: value
-        for line in commands()
-        if line.startswith("export")
-        for name, value in re.findall(r"(\w+)=(\S+)", line)
-    }
-    assert exports.keys() == {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"}
-    token = Path(exports["RAY_AUTH_TOKEN_PATH"].replace("$HOME", str(tmp_path)))
+    bin_folder = str(Path(sys.executable).parent)
+    generate, start = (line for line in commands() if line.startswith("ray ") and "job" not in line)
+    submit = next(line for line in (ROOT / "README.md").read_text().split("`") if line.startswith("ray job submit"))
+    assert "export RAY_AUTH_MODE=token" in commands()
     dashboard = free_port()
-    env = {**os.environ, **exports, "RAY_AUTH_TOKEN_PATH": str(token), "HOME": str(tmp_path)}
-    env["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
+    env = {**os.environ, "RAY_AUTH_MODE": "token", "HOME": str(tmp_path)}
+    env |= {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}", "PATH": f"{bin_folder}:{os.environ['PATH']}"}
     ports = [f"--port={free_port()}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"]
     log = tmp_path / "head.log"
-    subprocess.run([ray, "get-auth-token", "--generate"], env=env, check=True, capture_output=True, timeout=120)
-    with running([ray, "start", "--head", "--block", "--num-cpus=4", *ports], log, env=env) as head:
+    subprocess.run(prepared(generate), env=env, check=True, capture_output=True, timeout=120)
+    assert (tmp_path / ".ray" / "auth_token").is_file()
+    with running([*prepared(start), "--block", "--num-cpus=4", *ports], log, env=env) as head:
         deadline = time.monotonic() + 120
         while "Ray runtime started" not in log.read_text():
             assert head.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.5)
-        words = shlex.split(printed) + SMALLER["t2ir1_ray.train"] + [f"journal.root={tmp_path}", "journal.name=job"]
-        done = subprocess.run([ray, *words[1:]], cwd=ROOT, env=env, capture_output=True, text=True, timeout=400)
+        words = prepared(submit) + SMALLER["t2ir1_ray.train"] + [f"journal.root={tmp_path}", "journal.name=job"]
+        done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "succeeded" in done.stdout
     assert len((tmp_path / "job" / "metrics.jsonl").read_text().splitlines()) == STEPS + 1
