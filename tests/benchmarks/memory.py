@@ -1,10 +1,11 @@
 """`python -m tests.benchmarks.memory RUN_ARGUMENTS...`: does memory stay flat over a long run?
 
 Trains the shapes policy (by default 300 steps) in a process of its own and samples, every second, the resident memory
-of each of its processes, private and shared (Ray's object store); prints the means of the first and the last 50 steps.
+of each of its processes, private and shared (libraries and Ray's object store); prints means of every 50 steps.
 """
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,10 +23,10 @@ DEFAULTS = [f"train.steps={STEPS}", "eval.every=0", "journal.save_every=50", "cl
 
 
 def role(process: psutil.Process) -> str | None:
-    """driver, rollout-0, learner-0, ...; None for Ray's own processes but the raylet, whose memory holds the store."""
+    """driver, RolloutActor, ExpertActor (all of them), ...; None for Ray's own processes but the raylet, whose memory holds the store."""
     command = " ".join(process.cmdline())
     if command.startswith("ray::"):
-        name = command.removeprefix("ray::").split(":")[0]
+        name = re.split(r"[.:\s]", command.removeprefix("ray::"))[0]  # RolloutActor.generate while it works
         return None if name == "IDLE" else name
     if "raylet/raylet" in command:
         return "raylet"
@@ -50,18 +51,19 @@ def main() -> None:
                     continue
             time.sleep(1)
     steps = metrics.read_bytes().count(b"\n")
-    table = Table("process", f"first {WINDOW} steps, MB", f"last {WINDOW} steps, MB", "store mapped, first", "last")
+    starts = range(0, steps, WINDOW)
+    table = Table("process", *(f"{start + 1}-{start + WINDOW}" for start in starts), "shared, first", "last")
     result = {}
     for name, rows in sorted(samples.items()):
         values = np.array(rows)
-        early = values[(values[:, 0] > 0) & (values[:, 0] <= WINDOW)]
-        late = values[values[:, 0] > steps - WINDOW]
-        if len(early) and len(late):
-            figures = [early[:, 1].mean(), late[:, 1].mean(), early[:, 2].mean(), late[:, 2].mean()]
-            result[name] = [round(float(figure), 1) for figure in figures]
-            table.add_row(name, *(f"{figure:.1f}" for figure in figures))
+        windows = [values[(values[:, 0] > start) & (values[:, 0] <= start + WINDOW), 1:] for start in starts]
+        if all(map(len, windows)):
+            means = [window.mean(0).round(1).tolist() for window in windows]
+            result[name] = {"private": [mean[0] for mean in means], "shared": [mean[1] for mean in means]}
+            shown = (*result[name]["private"], result[name]["shared"][0], result[name]["shared"][-1])
+            table.add_row(name, *map(str, shown))
     Console().print(table)
-    print(json.dumps({"steps": steps, "private_and_shared_mb": result}))
+    print(json.dumps({"steps": steps, "window": WINDOW, "mb": result}))
     sys.exit(job.returncode)
 
 
