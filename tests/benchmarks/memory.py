@@ -23,7 +23,7 @@ DEFAULTS = [f"train.steps={STEPS}", "eval.every=0", "journal.save_every=50", "cl
 
 
 def role(process: psutil.Process) -> str | None:
-    """driver, RolloutActor, ExpertActor (all of them), ...; None for Ray's own but the raylet, which holds the store."""
+    """driver, RolloutActor, ExpertActor (all), ...; None for Ray's own but the raylet, which holds the store."""
     command = " ".join(process.cmdline())
     if command.startswith("ray::"):
         name = re.split(r"[.:\s]", command.removeprefix("ray::"))[0]  # RolloutActor.generate while it works
