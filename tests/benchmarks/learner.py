@@ -55,7 +55,7 @@ class Variant:
 VARIANTS = (
     Variant("official", True),  # the released code switches checkpointing on
     Variant("official, no checkpointing", False),
-    Variant("ours", False, 1400),
+    Variant("ours", False, 700),
     Variant("ours, checkpointing", True, 8192),
 )
 BASELINE, OURS = VARIANTS[0].name, VARIANTS[2].name
