@@ -62,7 +62,7 @@ def main() -> None:
             result[name] = {"private": [mean[0] for mean in means], "shared": [mean[1] for mean in means]}
             shown = (*result[name]["private"], result[name]["shared"][0], result[name]["shared"][-1])
             table.add_row(name, *map(str, shown))
-    Console().print(table)
+    Console(width=120).print(table)
     print(json.dumps({"steps": steps, "window": WINDOW, "mb": result}))
     sys.exit(job.returncode)
 
