@@ -104,19 +104,18 @@ def in_token_order(semantic: Sequence[np.ndarray], image: np.ndarray) -> np.ndar
 
 
 def _plan_rows(prompts: Sequence[np.ndarray], plans: Iterable[_Target], budget: int) -> list[_Row]:
-    """Plans behind the prompts that they share, as many in a row as the budget allows; empty ones have nothing to
-    predict."""
+    """Plans behind the prompts that they share, as many in a row as the budget allows; empty plans are left out."""
     rows: list[_Row] = []
-    open_rows: dict[bytes, _Row] = {}
+    latest: dict[bytes, _Row] = {}  # of each prompt
     for prompt, plan in zip(prompts, plans, strict=True):
+        key = prompt.tobytes()
         if not len(plan.ids):
             continue
-        row = open_rows.get(prompt.tobytes())
-        if row and row.length + len(plan.ids) - 1 <= budget:
-            row.targets.append(plan)
+        if key in latest and latest[key].length + len(plan.ids) - 1 <= budget:
+            latest[key].targets.append(plan)
         else:
-            open_rows[prompt.tobytes()] = _Row(False, [prompt], [plan])
-            rows.append(open_rows[prompt.tobytes()])
+            latest[key] = _Row(False, [prompt], [plan])
+            rows.append(latest[key])
     return rows
 
 
