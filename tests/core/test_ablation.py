@@ -102,8 +102,8 @@ def test_begun_runs_are_resumed_and_others_started(root: Path) -> None:
 
 
 def test_every_variant_is_a_valid_configuration() -> None:
-    for overrides in ablation.VARIANTS.values():
-        configuration.load("shapes", overrides)
+    found = [configuration.load("shapes", overrides) for overrides in ablation.VARIANTS.values()]
+    assert all(one != other for i, one in enumerate(found) for other in found[:i])
 
 
 def test_the_table_is_markdown_and_json(root: Path, capsys: pytest.CaptureFixture) -> None:

@@ -29,7 +29,9 @@ def prepared(folder: Path) -> config.Config:
 )
 def test_where_things_run_may_change(override: str, tmp_path: Path) -> None:
     stored = prepared(tmp_path)
-    check_unchanged(tmp_path, stored, config.load("shapes", [f"data.prompts={stored.data.prompts}", override]))
+    changed = config.load("shapes", [f"data.prompts={stored.data.prompts}", override])
+    assert changed != stored
+    check_unchanged(tmp_path, stored, changed)
 
 
 @pytest.mark.parametrize(

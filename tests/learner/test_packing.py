@@ -24,8 +24,13 @@ def test_every_token_is_predicted_once_within_the_budget(lengths: list[tuple[int
         predicted = np.concatenate([batch.semantic_ids.numpy(), batch.image_ids.numpy()])
         np.testing.assert_array_equal(predicted, everything[batch.token.numpy()])
         assert batch.text_ids.numel() <= budget or len(batch.text_ids) == 1
-    places = sum(batch.text_ids.numel() for batch in batches)
-    assert 0.95 * places <= sum(batch.inputs for batch in batches) <= places
+    apart = sum(len(prompt) + len(plan) - 1 for prompt, plan in zip(prompts, plans, strict=True) if len(plan))
+    asked = [len(prompt) for prompt, plan in zip(prompts, plans, strict=True) if len(plan)]
+    shared = apart - sum(asked) + sum(set(asked))
+    images_used = sum(len(prompt) + images.shape[1] - 1 for prompt in image_prompts)
+    used, places = sum(batch.inputs for batch in batches), sum(batch.text_ids.numel() for batch in batches)
+    assert shared + images_used <= used <= apart + images_used
+    assert 0.95 * places <= used <= places
     widths = [batch.text_ids.shape[1] for batch in batches]
     assert widths == sorted(widths, reverse=True)
 
