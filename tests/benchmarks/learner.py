@@ -10,7 +10,6 @@ with both models loaded.
 import argparse
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from learner.logprobs import score_rollouts
 from t2ir1_ray.config import LearnerConfig, PolicyConfig
 from t2ir1_ray.policy import freeze, load_model
 from t2ir1_ray.schema import LearnerBatch
+from tests.ports import free_port
 
 HIDDEN, LAYERS, INTERMEDIATE = 256, 8, 704
 WORDS = CODES = 4096
@@ -214,7 +214,7 @@ def our_step(policy: Path, reference: Path, variant: Variant, device: str) -> Ca
         gradient_checkpointing=variant.checkpointing,
     )
     rank = LearnerRank(PolicyConfig(path=str(policy)), config, 0, 1)
-    rank.connect("127.0.0.1", _free_port())
+    rank.connect("127.0.0.1", free_port())
 
     def step(batch: LearnerBatch) -> float:
         inputs = batch.semantic_prompt_ids, batch.semantic_ids, batch.image_prompt_ids, batch.image_ids
@@ -328,12 +328,6 @@ def _memory(cuda: bool, reset: bool = False) -> int:
         Path("/proc/self/clear_refs").write_text("5")
     line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 if __name__ == "__main__":

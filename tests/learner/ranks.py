@@ -5,7 +5,6 @@ One start of the processes serves many scenarios, for importing DeepSpeed takes 
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import torch
 
 from t2ir1_ray.config import LearnerConfig, PolicyConfig
 from t2ir1_ray.schema import LearnerBatch
+from tests.ports import free_port
 
 
 @dataclass(frozen=True)
@@ -118,18 +118,12 @@ def _run(scenario: Scenario, folder: Path, policy: str, rank: int, world: int) -
 def _meeting_place(file: Path, learner: Any) -> tuple[str, int]:
     """Rank 0 names its address once, the others wait for the file."""
     if learner.rank == 0 and not file.exists():
-        file.with_suffix(".tmp").write_text(json.dumps(("127.0.0.1", _free_port())))
+        file.with_suffix(".tmp").write_text(json.dumps(("127.0.0.1", free_port())))
         file.with_suffix(".tmp").rename(file)
     while not file.exists():
         time.sleep(0.05)
     host, port = json.loads(file.read_text())
     return host, port
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def main(folder: Path, rank: int) -> None:
