@@ -37,7 +37,7 @@ class LearnerActor:
     def connect(self, host: str, port: int) -> None:
         self.rank.connect(host, port)
 
-    def step(self, batch: pa.RecordBatch, on_policy: bool) -> dict[str, float]:
+    def step(self, batch: pa.RecordBatch, on_policy: bool) -> dict[str, Any]:
         """One update on this rank's share of the batch; metrics are reduced over ranks."""
         return self.rank.step(batch, on_policy)
 

@@ -138,7 +138,7 @@ class LearnerRank:
             config=self._deepspeed_config(sum(parameter.numel() for parameter in parameters)),
         )
 
-    def step(self, batch: pa.RecordBatch, on_policy: bool = True) -> dict[str, float]:
+    def step(self, batch: pa.RecordBatch, on_policy: bool = True) -> dict[str, Any]:
         """One update on this rank's samples (`LearnerBatch`, possibly none); returns metrics of the whole batch.
 
         `on_policy=False`: the ratio is taken against the stored sampling log-probs, and truncated or clipped.

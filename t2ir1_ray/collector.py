@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self, TypeVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from actors.cluster import Cluster, Published, ScoredGroup
 from actors.rollout import Sampling
 from t2ir1_ray.config import Config
 from t2ir1_ray.experience import has_signal
+from t2ir1_ray.in_flight import read_steps, write_step
 from t2ir1_ray.prompts import extra_rows, step_rows
 from t2ir1_ray.timeline import Timeline
 
@@ -37,6 +39,10 @@ class Collector:
 
     def __init__(self, config: Config, cluster: Cluster, prompts: pa.Table, timeline: Timeline):
         self.config, self.cluster, self.prompts, self.timeline = config, cluster, prompts, timeline
+        self.ahead = config.train.max_staleness if config.train.mode == "async" else 0
+        """Updates between the policy that samples and the one that learns."""
+        self.stale = 0
+        """Samples that came with a checkpoint and were given up, because that policy was older than `ahead` allows."""
         self._thread = ThreadPoolExecutor(1, "rollouts")
         self._loads: list[Future[None]] = []
         self._steps: dict[int, Future[Collected]] = {}
@@ -47,16 +53,16 @@ class Collector:
         return self._loads[-1]
 
     def start(self, step: int) -> None:
-        """Ask for a step, by the version that was asked for last."""
-        self._steps[step] = self._thread.submit(self._collect, step)
+        """Ask for a step, by the version that was asked for last, unless it is there already."""
+        if step not in self._steps:
+            self._steps[step] = self._thread.submit(self._collect, step)
 
     def result(self, step: int, asked: threading.Event) -> Collected | None:
         """Wait for a step, or until `asked` is set: None. Raises what went wrong with it or a version before it."""
-        future = self._steps.pop(step)
-        while not wait([future], timeout=0.2).done:
+        while not wait([self._steps[step]], timeout=0.2).done:
             if asked.is_set():
                 return None
-        collected = future.result()
+        collected = self._steps.pop(step).result()
         while self._loads and self._loads[0].done():
             self._loads.pop(0).result()
         return collected
@@ -64,6 +70,27 @@ class Collector:
     def run(self, work: Callable[[Cluster], T]) -> T:
         """Wait for some other work with the rollout actors, such as an evaluation."""
         return self._thread.submit(work, self.cluster).result()
+
+    def save(self, folder: Path, done: int, timeout_s: float | None = None) -> None:
+        """Put the steps that are ahead of step `done` into a checkpoint, as they were scored.
+
+        timeout_s: what is not there by then is left out, and a run that goes on samples it again by a newer policy.
+        """
+        ahead = {step: future for step, future in self._steps.items() if step <= done + self.ahead}
+        wait(ahead.values(), timeout_s)
+        for step, future in ahead.items():
+            if future.done() and not future.exception():  # what went wrong is raised when it is the step's turn
+                write_step(folder, step, future.result().groups, future.result().replaced)
+
+    def restore(self, folder: Path) -> None:
+        """Take up the steps that `save` put into a checkpoint."""
+        for step, (groups, replaced) in read_steps(folder).items():
+            version = min(group.rollouts.policy_version.min() for group in groups)
+            if step - 1 - version > self.ahead:
+                self.stale += sum(len(group.rollouts) for group in groups)
+            else:
+                self._steps[step] = Future()
+                self._steps[step].set_result(Collected(groups, replaced))
 
     def _load(self, weights: Published) -> None:
         with self.timeline("load", weights.version):

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
 from torch.utils.tensorboard import SummaryWriter
 
+from learner.meter import RATIO_EDGES, SEGMENTS
 from t2ir1_ray import config as configuration
 from t2ir1_ray.config import Config
 from t2ir1_ray.errors import RunError, UserError
@@ -119,14 +120,14 @@ class Journal:
         self._metrics.flush()
         step = metrics["step"]
         for key, value in metrics.items():
-            if key != "step":
+            if key != "step" and not isinstance(value, list):
                 self._board.add_scalar(key, value, step)
         self._trackers.log(metrics, step)
         if experience:
             for sentence in self._signs.look(metrics):
                 self.say(f"step {step} warning: {sentence}")
                 self._board.add_text("warnings", sentence, step)
-            self._board.add_histogram("advantage", experience.advantages[np.isfinite(experience.advantages)], step)
+            self._histograms(metrics, experience, step)
             if self.config.journal.dump_every and step % self.config.journal.dump_every == 0:
                 self._dump(step, experience)
             if self.config.journal.images_every and step % self.config.journal.images_every in (0, 1):
@@ -134,6 +135,23 @@ class Journal:
                 self._board.add_image("samples", grid, step, dataformats="HWC")
                 self._trackers.images("samples", grid, step)
         self._progress.show(metrics)
+
+    def _histograms(self, metrics: dict[str, Any], experience: Experience, step: int) -> None:
+        self._board.add_histogram("advantage", experience.advantages[np.isfinite(experience.advantages)], step)
+        self._board.add_histogram("staleness", step - 1 - experience.rollouts.policy_version, step)
+        end = 2 * RATIO_EDGES[-1]  # of the two open bins
+        for segment in SEGMENTS:
+            self._board.add_histogram_raw(
+                f"log_ratio/{segment}",
+                min=-end,
+                max=end,
+                num=sum(metrics[f"mismatch/{segment}_histogram"]),
+                sum=0.0,
+                sum_squares=0.0,
+                bucket_limits=[*RATIO_EDGES, end],
+                bucket_counts=metrics[f"mismatch/{segment}_histogram"],
+                global_step=step,
+            )
 
     def _dump(self, step: int, experience: Experience) -> None:
         table = dump_table(

@@ -14,6 +14,8 @@ from t2ir1_ray.config_rules import leaves
 from t2ir1_ray.errors import UserError
 
 INPUTS = "inputs.json"
+ROLLOUTS_S = 10
+"""How long a run that was asked to end waits for steps ahead of the learner: spot instances leave it 30 s in all."""
 FREE_SECTIONS = ("cluster", "journal")
 FREE_KEYS = ("rollout.actors", "learner.ranks")
 FREE_PARTS = ("num_gpus", "num_cpus", "replicas", "runtime_env")

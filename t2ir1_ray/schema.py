@@ -179,6 +179,16 @@ def dump_table(
     return pa.table(columns)
 
 
+def nest(batches: Mapping[str, pa.RecordBatch]) -> pa.RecordBatch:
+    """Batches of the same rows side by side, each as one struct column."""
+    return pa.RecordBatch.from_arrays([batch.to_struct_array() for batch in batches.values()], names=list(batches))
+
+
+def unnest(batch: pa.RecordBatch) -> dict[str, pa.RecordBatch]:
+    """What `nest` was given."""
+    return {name: pa.RecordBatch.from_struct_array(batch.column(name)) for name in batch.schema.names}
+
+
 def _encode_scalars(values: Any, kind: pa.DataType) -> pa.Array:
     if pa.types.is_floating(kind):  # NaN means "no value" and is null on the wire
         return pa.array(np.asarray(values), kind, from_pandas=True)

@@ -1,8 +1,9 @@
 """Checkpoints of a run: `checkpoints/step_<n>/` is whole or absent.
 
-Each is a policy that plain transformers loads, with DeepSpeed's state of the learner in `learner/`, the run's position
-in `state.json` and a manifest of sizes and hashes. It is written aside, flushed to disk and renamed. Prompts, sampling
-and evaluation are functions of the step, so that nothing else is needed to go on exactly.
+Each is a policy that plain transformers loads, with DeepSpeed's state of the learner in `learner/`, what an async run
+has collected ahead in `in_flight/`, the run's position in `state.json` and a manifest of sizes and hashes. It is
+written aside, flushed to disk and renamed. Prompts, sampling and evaluation are functions of the step, so that nothing
+else is needed to go on exactly.
 """
 
 import hashlib

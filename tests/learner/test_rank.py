@@ -1,5 +1,6 @@
 """DeepSpeed ranks against plain PyTorch on the same tiny Janus: every ZeRO stage, one and two ranks, any cutting."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import JanusForConditionalGeneration
 
+from learner.meter import RATIO_EDGES
 from t2ir1_ray.checkpoints import read_tensors
 from t2ir1_ray.config import LearnerConfig
 from t2ir1_ray.policy import FROZEN
@@ -172,7 +174,7 @@ def test_exports_hold_what_was_trained_and_leave_the_rest_alone(
 
 def test_metrics_tell_learner_and_sampler_apart(results: dict[str, Result], batches: list) -> None:
     """The first step is the untouched policy, whose log-probs the batch holds with normal noise of 0.2."""
-    metrics = results["zero3, unequal shares"].metrics[0][0]
+    metrics = dict(results["zero3, unequal shares"].metrics[0][0])
     plan_tokens = sum(len(ids) for ids in batches[0].semantic_ids)
     image_tokens = len(batches[0]) * IMAGE_TOKENS
     assert metrics["tokens"] == plan_tokens + image_tokens
@@ -181,8 +183,14 @@ def test_metrics_tell_learner_and_sampler_apart(results: dict[str, Result], batc
         assert metrics[f"mismatch/{kind}_ratio_mean"] == pytest.approx(1, abs=0.1)
         assert 0.2 < np.log(metrics[f"mismatch/{kind}_ratio_max"]) < metrics[f"mismatch/{kind}_max"] + 1e-6 < 1.0
         assert 0 < metrics[f"entropy/{kind}"] <= np.log(64)
+        histogram = np.array(metrics[f"mismatch/{kind}_histogram"])
+        assert histogram.sum() == {"semantic": plan_tokens, "image": image_tokens}[kind]
+        inside = [-0.2 <= low < high <= 0.2 for low, high in pairwise([-np.inf, *RATIO_EDGES, np.inf])]
+        assert histogram[inside].sum() / histogram.sum() == pytest.approx(0.68, abs=0.1)  # within one sigma
     both = metrics["kl/semantic"] * plan_tokens + metrics["kl/image"] * image_tokens
     assert metrics["kl"] == pytest.approx(both / metrics["tokens"])
-    singly = results["zero2, sample by sample"].metrics[0][0]
+    singly = dict(results["zero2, sample by sample"].metrics[0][0])
+    for kind in ("semantic", "image"):
+        assert singly.pop(f"mismatch/{kind}_histogram") == metrics.pop(f"mismatch/{kind}_histogram")
     assert singly.pop("padding") == 0 < metrics.pop("padding") < 0.5
     assert singly == pytest.approx(metrics, rel=1e-4, abs=1e-5)  # the only figure that depends on the cutting

@@ -1,0 +1,94 @@
+"""What a checkpoint keeps of the steps that are ahead of the learner."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actors.cluster import ScoredGroup
+from rewards.base import ExpertScores
+from t2ir1_ray import config
+from t2ir1_ray.collector import Collector
+from t2ir1_ray.in_flight import read_steps, write_step
+from t2ir1_ray.prompts import read_prompts
+from t2ir1_ray.schema import ReferenceLogprobs, Rollouts
+from t2ir1_ray.timeline import Timeline
+from tests.core.test_schema import assert_equal
+
+SAMPLES = 3
+PROMPT = {
+    "prompt_id": "7",
+    "prompt": "two réd circles",
+    "task_type": "numeracy",
+    "nouns": ["circle"],
+    "attr_nouns": None,
+    "spatial_info": {"obj1": "a", "obj2": "b", "locality": "on the left of"},
+    "numeracy_info": [{"obj_name": "circle", "num": 2}],
+}
+
+
+def group(seed: int, version: int = 4, reference: bool = True) -> ScoredGroup:
+    rng = np.random.default_rng(seed)
+
+    def ragged(dtype: type) -> list[np.ndarray]:
+        return [rng.integers(0, 99, n).astype(dtype) for n in rng.integers(0, 5, SAMPLES)]
+
+    rollouts = Rollouts(
+        prompt_id=["7"] * SAMPLES,
+        sample=np.arange(SAMPLES, dtype=np.int32),
+        policy_version=np.full(SAMPLES, version, np.int32),
+        seed=rng.integers(0, 2**62, SAMPLES),
+        semantic_prompt_ids=ragged(np.int32),
+        semantic_ids=ragged(np.int32),
+        semantic_logprobs=ragged(np.float32),
+        plan=["", "a plan", "\n"],
+        image_prompt_ids=ragged(np.int32),
+        image_ids=rng.integers(0, 9, (SAMPLES, 4)).astype(np.int32),
+        image_logprobs=rng.normal(size=(SAMPLES, 4)).astype(np.float32),
+        pixels=rng.integers(0, 256, (SAMPLES, 2, 5, 3)).astype(np.uint8),
+    )
+    scores = {
+        "hps": ExpertScores(rng.normal(size=SAMPLES).astype(np.float32), ["ok"] * SAMPLES, [None] * SAMPLES),
+        "git": ExpertScores(np.array([0.5, np.nan, np.nan], np.float32), ["ok", "na", "failed"], [None, None, "why"]),
+    }
+    image = rng.normal(size=(SAMPLES, 4)).astype(np.float32)
+    logprobs = ReferenceLogprobs(ragged(np.float32), image) if reference else None
+    return ScoredGroup(PROMPT, rollouts, scores, logprobs)
+
+
+@pytest.mark.parametrize("reference", [True, False])
+def test_groups_come_back_bit_for_bit(tmp_path: Path, reference: bool) -> None:
+    written = [group(seed, reference=reference) for seed in range(2)]
+    write_step(tmp_path, 12, written, replaced=3)
+    write_step(tmp_path, 13, written[:1], replaced=0)
+    steps = read_steps(tmp_path)
+    assert list(steps) == [12, 13]
+    assert [replaced for _, replaced in steps.values()] == [3, 0]
+    for before, after in zip(written, steps[12][0], strict=True):
+        assert after.prompt == before.prompt
+        assert_equal(before.rollouts, after.rollouts)
+        for name, scores in before.scores.items():
+            np.testing.assert_array_equal(after.scores[name].scores, scores.scores)
+            assert (after.scores[name].status, after.scores[name].errors) == (scores.status, scores.errors)
+        if reference:
+            assert_equal(before.reference, after.reference)
+        else:
+            assert after.reference is None
+
+
+def test_a_checkpoint_without_steps_ahead_has_none(tmp_path: Path) -> None:
+    assert read_steps(tmp_path) == {}
+
+
+@pytest.mark.parametrize(("max_staleness", "kept", "stale"), [(2, [7, 8], 0), (1, [7], SAMPLES), (0, [], 3 * SAMPLES)])
+def test_what_is_too_old_is_counted_and_not_trained_on(
+    tmp_path: Path, max_staleness: int, kept: list[int], stale: int
+) -> None:
+    """Two steps, sampled by version 5, come into a run that was forced to another bound."""
+    write_step(tmp_path, 7, [group(0, version=5), group(1, version=5)], replaced=0)
+    write_step(tmp_path, 8, [group(2, version=5)], replaced=0)
+    run = config.load("shapes", ["train.mode=async", f"train.max_staleness={max_staleness}"])
+    collector = Collector(run, None, read_prompts(run.data.prompts), Timeline())  # no cluster: nothing is sampled
+    collector.restore(tmp_path)
+    assert sorted(collector._steps) == kept
+    assert collector.stale == stale
