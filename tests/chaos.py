@@ -36,10 +36,10 @@ UNCOMPARED = {"rollout/images_per_s", "actors/restarts"}
 class Job:
     """One process of `t2ir1_ray.train` and all that it starts."""
 
-    def __init__(self, run: Path):
+    def __init__(self, run: Path, overrides: list[str]):
         begun = (run / "config.yaml").is_file()
         place = [f"journal.root={run.parent}", f"journal.name={run.name}"]
-        arguments = ["--resume", str(run)] if begun else [*OVERRIDES, *place]
+        arguments = ["--resume", str(run)] if begun else [*overrides, *place]
         self.run = run
         self.log = run.with_suffix(".log")
         with self.log.open("a") as log:
@@ -133,12 +133,12 @@ DAMAGE: dict[str, Callable[[Path, random.Random], bool]] = {
 }
 
 
-def disturbed(run: Path, rng: random.Random, kinds: list[str]) -> Counter[str]:
+def disturbed(run: Path, rng: random.Random, kinds: list[str], overrides: list[str]) -> Counter[str]:
     """Run to the end under faults of the given kinds, one after another; returns what was done."""
     done: Counter[str] = Counter()
     left = list(kinds)
     while True:
-        job = Job(run)
+        job = Job(run, overrides)
         while job.pause(rng):
             if not left:
                 continue
@@ -183,12 +183,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--faults", type=int, default=4, help="faults of one run")
     parser.add_argument("--kinds", default="actor,job,term", help="of what is killed; comma-separated")
+    parser.add_argument("--staleness", type=int, default=0, help="train.max_staleness of async runs; 0: sync runs")
     options = parser.parse_args()
+    mode = ["train.mode=async", f"train.max_staleness={options.staleness}"] if options.staleness else []
+    overrides = [*OVERRIDES, *mode]
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     rng = random.Random(options.seed)
     root = Path(tempfile.mkdtemp(prefix="chaos-"))
     deadline = time.monotonic() + 60 * options.minutes
-    disturbed(root / "whole", rng, [])
+    disturbed(root / "whole", rng, [], overrides)
     expected = journal(root / "whole")
 
     injected: Counter[str] = Counter()
@@ -201,7 +204,7 @@ def main() -> None:
         kinds = ["actor", "job", *rng.choices(options.kinds.split(","), k=max(0, options.faults - 2))]
         rng.shuffle(kinds)
         try:
-            found = disturbed(run, rng, kinds)
+            found = disturbed(run, rng, kinds, overrides)
             faults = [f"{run.name}: {text}" for text in differences(expected, journal(run))[:5]]
             faults += [f"{run.name}: left {path}" for path in (run / "checkpoints").glob(".*")]
         except (AssertionError, TimeoutError) as error:
