@@ -27,8 +27,10 @@ from t2ir1_ray.benchmarks.results import Results, markdown, show, summarise
 from t2ir1_ray.config import Config, ExpertConfig
 from t2ir1_ray.entry import Parser, run_entry
 from t2ir1_ray.errors import UserError
-from t2ir1_ray.generate import check_tokens, checkpoint_config, save_png
+from t2ir1_ray.generate import check_numbers, check_tokens, checkpoint_config, save_png
+from t2ir1_ray.inventory import is_hub_id, locate
 from t2ir1_ray.schema import PROMPT_SCHEMA, Rollouts
+from t2ir1_ray.textfile import read_text
 
 MODES = {"semantic-CoT": True, "prompt only": False}
 PENDING = 64
@@ -62,10 +64,16 @@ def main(arguments: Sequence[str]) -> None:
     config = checkpoint_config(options.checkpoint, options.config, options.overrides)
     draft = BENCHMARKS[options.benchmark]({})
     items = draft.read(options.prompts)[: options.limit]
+    if not items:
+        raise UserError(f"--prompts: {options.prompts} holds no prompts")
     needed = draft.judges(items)
-    experts = expert_configs(draft, needed & draft.needs.keys(), options.expert, config.rollout.num_gpus > 0)
+    remote = bool(config.cluster.address or os.environ.get("RAY_ADDRESS"))
+    gpus = config.rollout.num_gpus > 0
+    experts = expert_configs(draft, needed & draft.needs.keys(), options.expert, gpus, remote)
     if "judge" in needed and not (options.judge_url and options.judge_model):
         raise UserError(f"--judge-url, --judge-model: {options.benchmark} is judged by a model: name its endpoint")
+    if options.judge_url and not options.judge_url.startswith(("http://", "https://")):
+        raise UserError(f"--judge-url: {options.judge_url}: must begin with http:// or https://")
     benchmark = BENCHMARKS[options.benchmark](experts)
     if options.judge_template:
         benchmark.template = _template(options.judge_template)
@@ -181,9 +189,12 @@ def _finish(
 
 
 def expert_configs(
-    benchmark: Benchmark, needed: set[str], overrides: Sequence[str], gpus: bool
+    benchmark: Benchmark, needed: set[str], overrides: Sequence[str], gpus: bool, remote: bool
 ) -> dict[str, ExpertConfig]:
-    """The benchmark's judges with the user's `NAME.key=value` over their defaults. Raises UserError for a bad one."""
+    """The benchmark's judges with the user's `NAME.key=value` over their defaults. Raises UserError for a bad one.
+
+    remote: the checkpoints are on a cluster, where this process cannot look.
+    """
     share = {"num_gpus": 0.25, "num_cpus": 1.0} if gpus else {"num_gpus": 0.0, "num_cpus": 0.1}
     base = OmegaConf.create(
         {name: OmegaConf.structured(dataclasses.replace(benchmark.needs[name], **share)) for name in benchmark.needs}
@@ -203,6 +214,8 @@ def expert_configs(
                 f"--expert {name}.path: missing: give a {expert.kind} checkpoint (folder, file or hub id), or another "
                 f"kind with --expert {name}.kind=KIND"
             )
+        if not (is_hub_id(expert.path) or locate(expert.path) or remote):
+            raise UserError(f"--expert {name}.path: {expert.path} does not exist: give a file, a folder or a hub id")
     return experts
 
 
@@ -262,20 +275,15 @@ def _table(items: Sequence[Item]) -> pa.Table:
 
 
 def _template(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--judge-template: {path} cannot be read as UTF-8 text ({error})") from None
+    text = read_text(path, "--judge-template")
     if "{prompt}" not in text:
         raise UserError(f"--judge-template: {path} lacks {{prompt}}")
     return text
 
 
 def _check(options: argparse.Namespace) -> None:
-    for name in ("num_images", "limit", "actors", "judge_threads", "cfg", "temperature"):
-        value, least = getattr(options, name), 0 if name == "temperature" else 1
-        if value is not None and not least <= value < float("inf"):
-            raise UserError(f"--{name.replace('_', '-')}: {value}: must be at least {least}")
+    counts = dict.fromkeys(("num_images", "limit", "actors", "judge_threads"), (1, 10_000))
+    check_numbers(options, {**counts, "cfg": (1, 100), "temperature": (0, 100)})
     if len(set(options.seeds)) != len(options.seeds):
         raise UserError(f"--seeds: {options.seeds}: a seed occurs twice")
 

@@ -7,11 +7,12 @@ import argparse
 import json
 import logging
 import os
+import re
 import sys
 import textwrap
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,14 +28,20 @@ from t2ir1_ray.config import Config
 from t2ir1_ray.entry import Parser, run_entry
 from t2ir1_ray.errors import UserError
 from t2ir1_ray.prompts import read_prompts
+from t2ir1_ray.textfile import read_lines
 
 if TYPE_CHECKING:
     from actors.rollout import RolloutActor, Sampling
     from t2ir1_ray.policy import PromptFormat
 
 TILE_PX = 240
+LINE_PX = 17
 GRID_IMAGES = 64
 """The grid shows at most so many images; the folder holds all of them."""
+COLDEST = 0.01
+"""Logits divided by less overflow; vLLM raises lower temperatures to this one."""
+
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -47,11 +54,14 @@ def main(arguments: Sequence[str]) -> None:
     _check(options, prompts)
     out = new_folder(options.out or Path("generated") / time.strftime("%Y%m%d-%H%M%S"))
 
-    # After everything that can be wrong is known to be right: these imports and the engine take seconds.
+    # After all that can be known to be wrong without the model: these imports and the engine take seconds.
+    print(f"{len(prompts)} prompts, {options.num_images} images of each, with {config.policy.path}", flush=True)
     with engine(config) as actor:
         from actors.rollout import Sampling
 
         check_tokens(prompts, actor.format, config)
+        if options.plan:
+            check_plan(options.plan, actor.format, config)
         guidance = config.rollout.guidance if options.cfg is None else options.cfg
         temperature = config.rollout.temperature if options.temperature is None else options.temperature
         sampling = Sampling(
@@ -83,21 +93,19 @@ def read_texts(path: Path) -> list[str]:
     """Prompts of a text file with one on each line, or of a file that training reads (.jsonl, .json, .parquet)."""
     if path.suffix in (".jsonl", ".json", ".parquet"):
         return read_prompts(path)["prompt"].to_pylist()
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--prompts: {path} cannot be read as UTF-8 text ({error})") from None
-    return [line.strip() for line in lines if line.strip()]
+    return read_lines(path, "--prompts")
 
 
 def new_folder(path: Path) -> Path:
     """A folder without results in it. Raises UserError if it has some or cannot be made."""
-    if (path / "results.jsonl").exists():
-        raise UserError(f"--out: {path} holds results already: choose another folder")
     try:
+        if (path / "results.jsonl").exists():
+            raise UserError(f"--out: {path} holds results already: choose another folder")
         path.mkdir(parents=True, exist_ok=True)
+        (path / "results.jsonl").touch()
     except OSError as error:
-        raise UserError(f"--out: {path} cannot be made ({error.strerror}): choose another folder") from None
+        reason = f"{str(path)[:200]} cannot be written ({error.strerror})"
+        raise UserError(f"--out: {reason}: choose another folder") from None
     return path
 
 
@@ -140,6 +148,24 @@ def check_tokens(prompts: Sequence[str], form: "PromptFormat", config: Config) -
     if unknown:
         others = f" and {len(unknown) - 1} other prompts" if len(unknown) > 1 else ""
         print(f"note: the checkpoint does not know every word of {unknown[0]!r}{others}", file=sys.stderr)
+
+
+def check_plan(plan: str, form: "PromptFormat", config: Config) -> None:
+    """Raises UserError if a plan of the user's own is longer than the policy's may be."""
+    length, limit = len(form.tokenizer(plan, add_special_tokens=False)["input_ids"]), config.policy.max_plan_tokens
+    if length > limit:
+        raise UserError(f"--plan: {length} tokens, over policy.max_plan_tokens={limit}: shorten it")
+
+
+def check_numbers(options: argparse.Namespace, limits: Mapping[str, tuple[float, float]]) -> None:
+    """limits: option -> (least, most). Raises UserError; an option that was not given passes."""
+    for name, (least, most) in limits.items():
+        value = getattr(options, name)
+        if value is not None and not least <= value <= most:
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option}: {value}: must be at least {least} and at most {most}")
+    if options.temperature is not None and 0 < options.temperature < COLDEST:
+        raise UserError(f"--temperature: {options.temperature}: must be 0 (greedy) or at least {COLDEST}")
 
 
 def save_png(path: Path, pixels: np.ndarray, texts: dict[str, Any]) -> None:
@@ -190,27 +216,26 @@ def draw(
 def write_grid(out: Path, records: Sequence[dict[str, Any]], columns: int) -> None:
     """grid.png: one row per prompt, its images side by side, prompt above and plans beneath."""
     shown = records[: max(columns, GRID_IMAGES // columns * columns)]
-    font = ImageFont.load_default(13)
+    font = _font()
     wide = max(columns * (TILE_PX + 8), 420)
     rows = [shown[start : start + columns] for start in range(0, len(shown), columns)]
     texts = [
-        (_wrap(row[0]["prompt"], wide // 7), [_wrap(record["plan"] or "(no plan)", TILE_PX // 6) for record in row])
+        (wrap(row[0]["prompt"], wide - 8, font), [wrap(r["plan"] or "(no plan)", TILE_PX, font) for r in row])
         for row in rows
     ]
     heights = [
-        TILE_PX + 17 * (prompt.count("\n") + 1) + 17 * max(plan.count("\n") + 1 for plan in plans) + 14
-        for prompt, plans in texts
+        TILE_PX + LINE_PX * len(prompt) + LINE_PX * max(len(plan) for plan in plans) + 14 for prompt, plans in texts
     ]
     sheet = Image.new("RGB", (wide, sum(heights)), "white")
     draw = ImageDraw.Draw(sheet)
     top = 0
     for row, (prompt, plans), height in zip(rows, texts, heights, strict=True):
-        draw.text((4, top + 3), prompt, fill="black", font=font)
-        y = top + 17 * (prompt.count("\n") + 1) + 6
+        _write(draw, 4, top + 3, prompt, "black", font)
+        y = top + LINE_PX * len(prompt) + 6
         for column, (record, plan) in enumerate(zip(row, plans, strict=True)):
             x = column * (TILE_PX + 8) + 4
             sheet.paste(_tile(out / record["image"]), (x, y))
-            draw.text((x, y + TILE_PX + 2), plan, fill="#555555", font=font)
+            _write(draw, x, y + TILE_PX + 2, plan, "#555555", font)
         top += height
     sheet.save(out / "grid.png")
 
@@ -222,26 +247,52 @@ def _tile(file: Path) -> Image.Image:
         return image.resize((TILE_PX, TILE_PX), method)
 
 
-def _wrap(text: str, width: int, lines: int = 6) -> str:
-    return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" ..."))
+def wrap(text: str, width: float, font: Font, lines: int = 6) -> list[str]:
+    """At most so many lines of at most `width` pixels; a text that needs more ends in dots."""
+    found = [""]
+    for word in re.findall(r"\S+", text):
+        if found[-1] and font.getlength(f"{found[-1]} {word}") > width:
+            found.append("")
+        found[-1] = f"{found[-1]} {word}" if found[-1] else word
+        while len(found[-1]) > 1 and font.getlength(found[-1]) > width:  # a word longer than a line
+            fits = next(n for n in range(len(found[-1]) - 1, 0, -1) if n == 1 or font.getlength(found[-1][:n]) <= width)
+            found[-1:] = [found[-1][:fits], found[-1][fits:]]
+    if len(found) <= lines:
+        return found
+    last = found[lines - 1]
+    while last and font.getlength(f"{last} ...") > width:
+        last = last[:-1]
+    return [*found[: lines - 1], f"{last} ..."]
+
+
+def _font() -> Font:
+    """Pillow's own font knows ASCII only: DejaVu, which most systems have, knows most alphabets."""
+    try:
+        return ImageFont.truetype("DejaVuSans.ttf", 12)
+    except OSError:
+        return ImageFont.load_default(13)
+
+
+def _write(draw: ImageDraw.ImageDraw, x: int, y: int, lines: Sequence[str], colour: str, font: Font) -> None:
+    for number, line in enumerate(lines):
+        draw.text((x, y + number * LINE_PX), line, fill=colour, font=font)
 
 
 def _check(options: argparse.Namespace, prompts: Sequence[str]) -> None:
     if options.plan is not None and options.no_plan:
         raise UserError("--plan and --no-plan: give one of them")
-    if options.plan is not None and not options.plan.strip():
-        raise UserError("--plan: is empty: give a text, or --no-plan")
-    for name, value, least in (
-        ("--num-images", options.num_images, 1),
-        ("--batch-size", options.batch_size, 1),
-        ("--cfg", options.cfg, 1),
-        ("--temperature", options.temperature, 0),
-    ):
-        if value is not None and not least <= value < float("inf"):
-            raise UserError(f"{name}: {value}: must be at least {least}")
+    if options.plan is not None and not _is_text(options.plan):
+        raise UserError("--plan: is empty or holds characters that are no text: give a text, or --no-plan")
+    check_numbers(
+        options, {"num_images": (1, 10_000), "batch_size": (1, 10_000), "cfg": (1, 100), "temperature": (0, 100)}
+    )
     for prompt in prompts:
-        if not prompt.strip() or "\0" in prompt or any("\ud800" <= character <= "\udfff" for character in prompt):
+        if not _is_text(prompt):
             raise UserError(f"prompt {prompt!r:.60}: is empty or holds characters that are no text")
+
+
+def _is_text(text: str) -> bool:
+    return bool(text.strip()) and "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _parser() -> Parser:

@@ -134,18 +134,12 @@ def estimate(figure: Figure, category_of: Mapping[str, str], values: Mapping[str
     return Estimate(mean, math.sqrt(variance), sum(len(strata[name]) for name in shares))
 
 
-def read_lines(path: Path) -> list[str]:
-    """Lines of a UTF-8 text file of any line ending, without empty ones."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--prompts: {path} cannot be read as UTF-8 text ({error})") from None
-    return [line.strip() for line in lines if line.strip()]
-
-
 def need_path(path: Path | None, what: str) -> Path:
     if path is None:
         raise UserError(f"--prompts: missing: give {what}")
-    if not path.exists():
-        raise UserError(f"--prompts: {path} does not exist: give {what}")
-    return path
+    try:
+        if path.exists():
+            return path
+    except OSError as error:  # a name that is too long
+        raise UserError(f"--prompts: {str(path)[:200]}: {error.strerror}") from None
+    raise UserError(f"--prompts: {path} does not exist: give {what}")

@@ -25,13 +25,14 @@ from t2ir1_ray.benchmarks.base import (
     View,
     need_path,
     one_per_category,
-    read_lines,
 )
 from t2ir1_ray.config import ExpertConfig
 from t2ir1_ray.errors import UserError
+from t2ir1_ray.textfile import read_lines
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+DIRECTIONS = ("left of", "right of", "above", "below")
 COLOR_TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
 THRESHOLD = 0.3
 COUNTING_THRESHOLD = 0.9
@@ -51,17 +52,15 @@ class GenEval(Benchmark):
     def read(self, path: Path | None) -> list[Item]:
         path = need_path(path, "GenEval's evaluation_metadata.jsonl")
         items = []
-        for index, line in enumerate(read_lines(path)):
+        for index, line in enumerate(read_lines(path, "--prompts")):
             try:
                 fields = json.loads(line)
-                item = Item(f"{index:05d}", fields["prompt"], fields["tag"], index, fields)
-                asked = [*fields["include"], *fields.get("exclude", [])]
-                ok = item.category in TAGS and all(isinstance(r["class"], str) and r["count"] > 0 for r in asked)
-            except (ValueError, KeyError, TypeError):
+                ok = _is_metadata(fields)
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 ok = False
             if not ok:
                 raise UserError(f"--prompts: {path}: entry {index + 1} is not in the layout of GenEval's metadata")
-            items.append(item)
+            items.append(Item(f"{index:05d}", fields["prompt"], fields["tag"], index, fields))
         return items
 
     def judges(self, items: Sequence[Item]) -> set[str]:
@@ -93,6 +92,19 @@ class GenEval(Benchmark):
     def _threshold(self, item: Item) -> float:
         segments = self.experts["detector"].kind == "mask2former"
         return COUNTING_THRESHOLD if item.category == "counting" and segments else THRESHOLD
+
+
+def _is_metadata(fields: Mapping[str, Any]) -> bool:
+    """May raise what wrong types lead to instead of being False."""
+    include, exclude = fields["include"], fields.get("exclude", [])
+    ok = bool(include) and fields["tag"] in TAGS and bool(fields["prompt"].strip())
+    for index, asked in enumerate([*include, *exclude]):
+        ok &= isinstance(asked["class"], str) and type(asked["count"]) is int and asked["count"] > 0
+        ok &= asked.get("color", COLORS[0]) in COLORS
+        if "position" in asked:
+            relation, target = asked["position"]
+            ok &= relation in DIRECTIONS and type(target) is int and 0 <= target < min(index, len(include))
+    return ok
 
 
 def select(found: Sequence[Found], threshold: float) -> dict[str, list[Found]]:

@@ -35,13 +35,15 @@ class Results:
             self._file = path.open("ab")
             self._file.truncate(len(whole))
         except OSError as error:
-            raise UserError(f"--out: {out} cannot be written ({error.strerror}): choose another folder") from None
+            raise UserError(
+                f"--out: {str(out)[:200]} cannot be written ({error.strerror}): choose another folder"
+            ) from None
         self.records: dict[tuple[str, int, str], dict[str, Any]] = {}
         for number, line in enumerate(whole.splitlines(), 1):
             try:
                 record = json.loads(line)
                 self.records[key_of(record)] = record
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise UserError(
                     f"--out: {path}:{number}: not a result of this program: choose another folder"
                 ) from None
@@ -124,8 +126,10 @@ def _agree(path: Path, settings: Mapping[str, Any]) -> None:
     if path.exists():
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            before = {}
+        except (ValueError, RecursionError):
+            before = None
+        if not isinstance(before, dict):
+            raise UserError(f"--out: {path} is not of this program: choose another folder")
         for name in settings:
             if name not in MAY_CHANGE and before.get(name) != settings[name]:
                 raise UserError(

@@ -30,10 +30,10 @@ from t2ir1_ray.benchmarks.base import (
     View,
     need_path,
     one_per_category,
-    read_lines,
 )
 from t2ir1_ray.config import ExpertConfig
 from t2ir1_ray.errors import UserError
+from t2ir1_ray.textfile import read_lines
 
 CATEGORIES = ("color", "shape", "texture", "spatial", "non_spatial", "complex", "numeracy")
 ATTRIBUTES = ("color", "shape", "texture")
@@ -78,17 +78,18 @@ class CompBench(Benchmark):
         files = {name: folder / f"{name}_val.txt" for name in CATEGORIES}
         files = {name: file for name, file in files.items() if file.is_file() and (path.is_dir() or file == path)}
         if not files:
-            raise UserError(f"--prompts: {path}: no {', '.join(f'{name}_val.txt' for name in CATEGORIES)}")
+            names = ", ".join(f"{name}_val.txt" for name in CATEGORIES)
+            raise UserError(f"--prompts: {path} is no folder with {names}, and none of them")
         kinds = {
             prompt: kind
             for kind in KINDS
             if "complex" in files and (folder / f"complex_val_{kind}.txt").is_file()
-            for prompt in map(_key, read_lines(folder / f"complex_val_{kind}.txt"))
+            for prompt in map(_key, read_lines(folder / f"complex_val_{kind}.txt", "--prompts"))
         }
         return [
             Item(f"{name}/{index}", prompt, name, index, {"kind": kinds.get(_key(prompt), "spatialaction")})
             for name, file in files.items()
-            for index, prompt in enumerate(read_lines(file))
+            for index, prompt in enumerate(read_lines(file, "--prompts"))
         ]
 
     def judges(self, items: Sequence[Item]) -> set[str]:

@@ -1,7 +1,8 @@
 """WISE (arXiv 2503.07265): does the image show what the prompt implies? A vision language model is the judge.
 
 WiScore of an image = (0.7 consistency + 0.2 realism + 0.1 aesthetic quality) / 2, each 0, 1 or 2; overall = weighted
-mean of the six domains, which are ranges of prompt_id. The judge is whatever OpenAI-compatible endpoint the user names.
+mean of the six domains, which are ranges of prompt_id among the paper's 1,000 prompts (the "verified" set of 2026 has
+other prompts, ranges and marks: not for this file). The judge is whatever OpenAI-compatible endpoint the user names.
 The published judge is gpt-4o-2024-05-13; other judges differ by several points, so name yours beside the number. The
 instruction below is worded anew after the published criteria; `--judge-template` puts another one in its place.
 """
@@ -14,6 +15,7 @@ from typing import Any
 
 from t2ir1_ray.benchmarks.base import Benchmark, Call, Figure, Item, View, need_path, one_per_category
 from t2ir1_ray.errors import UserError
+from t2ir1_ray.textfile import read_text
 
 DOMAINS = {"culture": 400, "time": 567, "space": 700, "biology": 800, "physics": 900, "chemistry": 1000}
 """Domain -> its last prompt_id."""
@@ -103,14 +105,14 @@ def readable(text: str) -> bool:
 
 def _rows(file: Path) -> list[dict[str, Any]]:
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        rows = json.loads(read_text(file, "--prompts"))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"--prompts: {file}: not JSON ({error})") from None
     if not isinstance(rows, list):
         raise UserError(f"--prompts: {file} must hold a list of prompts")
     for number, row in enumerate(rows, 1):
         ok = isinstance(row, dict) and all(name in row for name in FIELDS) and isinstance(row["Prompt"], str)
-        ok = ok and isinstance(row["Explanation"], str)
+        ok = ok and isinstance(row["Explanation"], str) and bool(row["Prompt"].strip())
         if not ok or type(row["prompt_id"]) is not int or not 1 <= row["prompt_id"] <= max(DOMAINS.values()):
             raise UserError(f"--prompts: {file}: entry {number} lacks a Prompt, an Explanation or a prompt_id 1..1000")
     return rows

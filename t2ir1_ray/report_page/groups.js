@@ -77,11 +77,12 @@ function sampleFigure(group, samples, i, mark) {
     const breakable = name.replaceAll("_", "_\u200b");
     figures.append(el("dt", { textContent: breakable }), el("dd", { textContent: number(value), className }));
   };
-  line(mark ? `${mark} reward` : "reward", samples.rewards[i]);
+  line("reward", samples.rewards[i]);
   line("advantage", advantage, sign(advantage));
   if (planned !== advantage) line("of the plan", planned, sign(planned));
   for (const [expert, scores] of Object.entries(samples.scores)) line(expert, scores[i]);
-  return el("figure", { className: `sample ${mark}` }, image, plan(samples.plans[i]), figures);
+  const badge = mark ? el("span", { className: "mark", textContent: mark }) : null; // not by colour alone
+  return el("figure", { className: `sample ${mark}` }, el("div", {}, image, badge), plan(samples.plans[i]), figures);
 }
 
 function plan(text) {

@@ -7,6 +7,7 @@ import html
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib import resources
 from string import Template
 from typing import Any
@@ -38,8 +39,7 @@ def build_page(runs: Sequence[Run], max_mb: float) -> Page:
     if even the curves do not fit.
     """
     names = _distinct_names(runs)
-    plotly = get_plotlyjs()
-    packed = base64.b64encode(gzip.compress(plotly.encode(), mtime=0)).decode()
+    plotly, packed = _plotly()
     curves = [
         {"name": name, "steps": run.steps, "series": run.series, "config": run.config}
         for name, run in zip(names, runs, strict=True)
@@ -121,6 +121,13 @@ def _fitting_dumps(
                 f"others are left out to bound this page: a larger --max-mb shows more. The curves have every step."
             )
     return kept, notes
+
+
+@cache
+def _plotly() -> tuple[str, str]:
+    """The library as source and as base64 of its gzip."""
+    source = get_plotlyjs()
+    return source, base64.b64encode(gzip.compress(source.encode(), mtime=0)).decode()
 
 
 def _block(groups: list[dict[str, Any]]) -> str:

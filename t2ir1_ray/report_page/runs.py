@@ -26,19 +26,23 @@ class Run:
 
 def read_run(folder: Path) -> Run:
     """Raises UserError if there is no such run, it has reported nothing, or a file of it cannot be read."""
-    if not folder.is_dir():
+    try:
+        is_folder = folder.is_dir()
+    except OSError as error:  # a name that is too long
+        raise UserError(f"RUN: {str(folder)[:200]}: {error.strerror}") from None
+    if not is_folder:
         raise UserError(f"RUN: {folder} does not exist: name a run folder such as runs/seed0")
     steps, series = _read_metrics(folder / "metrics.jsonl")
-    found = {path: re.fullmatch(r"step_(\d+)\.parquet", path.name) for path in folder.glob("rollouts/*.parquet")}
-    dumps = {int(match[1]): path for path, match in found.items() if match}
+    found = {path: re.fullmatch(r"step_(\d{1,9})\.parquet", path.name) for path in folder.glob("rollouts/*.parquet")}
+    dumps = {int(match[1]): path for path, match in found.items() if match and path.is_file()}
     return Run(folder.resolve().name, steps, series, _read_config(folder / "config.yaml"), dict(sorted(dumps.items())))
 
 
 def _read_metrics(path: Path) -> tuple[list[int], dict[str, list[float | None]]]:
+    if not path.is_file():
+        raise UserError(f"RUN: {path} does not exist: name the folder of a run that has started")
     try:
         lines = path.read_bytes().splitlines()
-    except FileNotFoundError:
-        raise UserError(f"RUN: {path} does not exist: name the folder of a run that has started") from None
     except OSError as error:
         raise UserError(f"RUN: {path} cannot be read ({error.strerror})") from None
     by_step: dict[int, dict[str, float]] = {}
@@ -60,14 +64,14 @@ def _record(line: bytes, where: str) -> dict[str, float]:
     except (ValueError, RecursionError):
         raise UserError(f"{where} is not a JSON object: mend or remove the line") from None
     step = record.get("step") if isinstance(record, dict) else None
-    if not isinstance(step, float) or not step.is_integer() or step < 0:
+    if not isinstance(step, float) or not step.is_integer() or not 0 <= step < 1e9:
         raise UserError(f"{where} has no step: every line is an object with a whole number `step`")
     numbers = {key: value for key, value in record.items() if isinstance(value, float) and math.isfinite(value)}
     return {key: value if key == "step" else float(f"{value:.6g}") for key, value in numbers.items()}
 
 
 def _read_config(path: Path) -> dict[str, str]:
-    if not path.exists():
+    if not path.is_file():
         return {}
     try:
         loaded = OmegaConf.load(path)

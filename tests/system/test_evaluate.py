@@ -222,6 +222,9 @@ def test_wise_asks_the_endpoint_that_was_named(endpoint: str, tmp_path: Path, mo
         (["--benchmark", "shapes", "--seeds", "1", "1"], ["--seeds", "twice"]),
         (["--benchmark", "shapes", "--checkpoint", "/nowhere"], ["/nowhere", "does not exist"]),
         (["--benchmark", "shapes", "--expert", "vqa.path=x"], ["--expert", "vqa"]),
+        (["--benchmark", "shapes", "--num-images", "99999999999"], ["--num-images", "at most 10000"]),
+        (["--benchmark", "geneval", "--prompts", "/dev/zero"], ["--prompts", "/dev/zero is no file"]),
+        (["--benchmark", "wise", "--prompts", "x" * 5000], ["--prompts", "too long"]),
         (["--benchmark", "shapes", "rollout.actor=2"], ["rollout.actor", "rollout.actors"]),
     ],
 )
@@ -238,10 +241,19 @@ def test_judges_must_be_named(tmp_path: Path) -> None:
     file.write_text("a circle near a ring\n")
     with pytest.raises(UserError, match=r"--expert detector.path: missing"):
         evaluate.main(["--benchmark", "t2i_compbench", "--prompts", str(file)])
+    with pytest.raises(UserError, match=r"--expert detector.path: /nowhere does not exist"):
+        evaluate.main(["--benchmark", "t2i_compbench", "--prompts", str(file), "--expert", "detector.path=/nowhere"])
+    file.write_text("\n")
+    with pytest.raises(UserError, match="holds no prompts"):
+        evaluate.main(["--benchmark", "t2i_compbench", "--prompts", str(file)])
     file = tmp_path / "wise.json"
     file.write_text(json.dumps([{"Prompt": "a ring", "Explanation": "e", "prompt_id": 1}]))
     with pytest.raises(UserError, match="--judge-url"):
         evaluate.main(["--benchmark", "wise", "--prompts", str(file)])
+    with pytest.raises(UserError, match="--judge-url: localhost: must begin with http"):
+        evaluate.main(
+            ["--benchmark", "wise", "--prompts", str(file), "--judge-url", "localhost", "--judge-model", "seer"]
+        )
 
 
 def test_bad_input_ends_with_exit_code_2() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from actors.rollout import RolloutActor, Sampling
 from t2ir1_ray import config, generate
@@ -93,6 +93,25 @@ def test_too_long_and_unknown_prompts(actor: RolloutActor, capsys: pytest.Captur
     assert "red dragon" in capsys.readouterr().err
 
 
+def test_a_plan_of_ones_own_is_no_longer_than_the_policys(actor: RolloutActor) -> None:
+    shapes = generate.checkpoint_config(None, None)
+    generate.check_plan("red " * 40, actor.format, shapes)
+    with pytest.raises(UserError, match=r"--plan: 41 tokens, over policy.max_plan_tokens=40"):
+        generate.check_plan("red " * 41, actor.format, shapes)
+
+
+def test_captions_stay_inside_their_column() -> None:
+    font = ImageFont.load_default(13)
+    texts = ["W" * 200, "a b c " * 200, "wide " + "M" * 90 + " words", "short", ""]
+    for text in texts:
+        lines = generate.wrap(text, 240, font)
+        assert 1 <= len(lines) <= 6
+        assert all(font.getlength(line) <= 240 for line in lines)
+        whole = "".join(lines).replace(" ", "")
+        assert whole == text.replace(" ", "") or whole.endswith("...")
+    assert generate.wrap("a b c " * 200, 240, font)[-1].endswith(" ...")
+
+
 def test_a_checkpoint_of_a_run_brings_its_prompt_format(tmp_path: Path) -> None:
     shipped = Path(config.load().policy.path)
     folder = tmp_path / "run" / "checkpoints" / "step_000001"
@@ -124,9 +143,8 @@ def test_the_command_needs_nothing_but_a_prompt(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert len(list(out.glob("0000?_0.png"))) == 3
     assert (out / "grid.png").is_file()
-    again = command("a red circle", "--out", str(out))
-    assert again.returncode == 2
-    assert "holds results already" in again.stderr
+    with pytest.raises(UserError, match="holds results already"):
+        generate.main(["a red circle", "--out", str(out)])
 
 
 @pytest.mark.parametrize(
@@ -135,19 +153,25 @@ def test_the_command_needs_nothing_but_a_prompt(tmp_path: Path) -> None:
         ([], ["no prompt"]),
         (["  "], ["is empty"]),
         (["a ring", "--plan", "x", "--no-plan"], ["--plan", "--no-plan"]),
+        (["a ring", "--plan", "\udcff"], ["--plan", "no text"]),  # bytes of an argument that are no UTF-8
         (["a ring", "--num-images", "0"], ["--num-images", "at least 1"]),
+        (["a ring", "--num-images", "99999999999"], ["--num-images", "at most 10000"]),
         (["a ring", "--cfg", "0.5"], ["--cfg", "at least 1"]),
         (["a ring", "--cfg", "strong"], ["--cfg", "strong"]),
+        (["a ring", "--cfg", "1e300"], ["--cfg", "at most 100"]),
         (["a ring", "--temperature", "nan"], ["--temperature"]),
+        (["a ring", "--temperature", "1e-9"], ["--temperature", "0 (greedy) or at least 0.01"]),
         (["a ring", "--colour"], ["--colour"]),
         (["a ring", "--checkpoint", "/nowhere"], ["/nowhere", "does not exist"]),
         (["a ring", "--config", "nowhere"], ["nowhere", "shapes"]),
         (["--prompts", "missing.txt"], ["missing.txt"]),
+        (["--prompts", "/dev/zero"], ["--prompts", "/dev/zero is no file"]),
+        (["a ring", "--out", "x" * 300], ["--out", "too long"]),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], words: list[str], tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
-        generate.main([*arguments, "--out", str(tmp_path / "out")])
+        generate.main(["--out", str(tmp_path / "out"), *arguments])
     assert "\n" not in str(refused.value)
     for word in words:
         assert word in str(refused.value)
