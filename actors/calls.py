@@ -1,41 +1,80 @@
 """Waiting for actors: every wait has a deadline and an error that names who was waited for, on what, since when."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from t2ir1_ray.errors import RunError, UserError
 
+PARTNERS_S = 10.0
+"""When one of several calls has raised: how long its partners may take to turn out dead, which would be the cause."""
 
-def wait_for(refs: Any, who: str, what: str, timeout_s: float) -> Any:
-    """`ray.get` of one reference or a list. Raises RunError (UserError if the actor refused its input) in one line."""
-    since = time.strftime("%H:%M:%S")
-    try:
-        return ray.get(refs, timeout=timeout_s)
-    except GetTimeoutError:
-        raise RunError(f"{who}: no answer to {what} within {timeout_s:g} s (waited since {since})") from None
-    except RayError as error:
-        raise explain(error, who, what) from None
+
+def numbered(name: str, refs: Sequence[Any]) -> dict[str, Any]:
+    """The calls of equal actors by the actors' names: `name 0`, `name 1`, ..."""
+    return {f"{name} {index}": ref for index, ref in enumerate(refs)}
+
+
+def wait_for(ref: Any, who: str, what: str, timeout_s: float) -> Any:
+    """`ray.get` of one call. Raises RunError (UserError if the actor refused its input) in one line."""
+    return wait_for_all({who: ref}, what, timeout_s)[0]
+
+
+def wait_for_all(calls: Mapping[str, Any], what: str, timeout_s: float) -> list[Any]:
+    """The answers to `what`, asked of several actors: {who: reference}. The first failure ends the wait.
+
+    Actors that work together fail together: one dies, and the others find their connection closed, or wait for it
+    until the collective's own timeout. So a process that died is named rather than one that raised.
+    Raises RunError (UserError if an actor refused its input) in one line.
+    """
+    since, deadline = time.strftime("%H:%M:%S"), time.monotonic() + timeout_s
+    who = {ref: name for name, ref in calls.items()}
+    answers: dict[str, Any] = {}
+    failed: dict[str, RayError] = {}
+    waiting = list(who)
+    while waiting and not any(map(_is_death, failed.values())):
+        done, waiting = ray.wait(waiting, timeout=max(0.0, deadline - time.monotonic()))
+        if not done:
+            break
+        name = who[done[0]]
+        try:
+            answers[name] = ray.get(done[0])
+        except RayError as error:
+            failed[name] = error
+            deadline = min(deadline, time.monotonic() + PARTNERS_S)
+    if failed:
+        name = max(failed, key=lambda each: _is_death(failed[each]))
+        raise explain(failed[name], name, what)
+    if waiting:
+        silent = ", ".join(who[ref] for ref in waiting)
+        raise RunError(f"{silent}: no answer to {what} within {timeout_s:g} s (waited since {since})")
+    return [answers[name] for name in calls]
+
+
+def _is_death(error: RayError) -> bool:
+    """Whether Ray reports the end of a process, rather than an exception that the actor raised."""
+    return not isinstance(error, RayTaskError)
 
 
 def explain(error: RayError, who: str, what: str) -> UserError | RunError:
     """The one line that a person needs from a Ray error."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(error, ActorDiedError) and _is_death(error):
+        text = str(error).strip().splitlines()[0][:200]
+        return _initialisation_error(error) or RunError(f"{who}: died during {what} ({text})")
+    if _is_death(error):
+        return RunError(f"{who}: {what} failed: {type(error).__name__}: {' '.join(str(error).split())[:400]}")
+    cause = error.cause
     if isinstance(cause, UserError):
         return UserError(str(cause))
     if isinstance(cause, RunError):
         return RunError(f"{who}: {cause}")
-    if isinstance(cause, RayActorError):
-        lines = str(cause).strip().splitlines()
-        return _initialisation_error(cause) or RunError(f"{who}: died during {what} ({lines[0][:200]})")
-    text = " ".join(str(cause).split())[-400:]
-    return RunError(f"{who}: {what} failed: {type(cause).__name__}: {text}")
+    return RunError(f"{who}: {what} failed: {type(cause).__name__}: {' '.join(str(cause).split())[-400:]}")
 
 
-def _initialisation_error(error: RayActorError) -> UserError | None:
+def _initialisation_error(error: ActorDiedError) -> UserError | None:
     """An actor whose constructor refused its checkpoint reports that only in the text of its death."""
     marker = "t2ir1_ray.errors.UserError: "
     text = str(error)
@@ -65,6 +104,14 @@ class Pool:
         self._busy[index] += 1
         self._holder[result] = index
         return result
+
+    def each(self, method: str, *args: Any) -> dict[str, Any]:
+        """Start `method` on every actor; what `wait_for_all` takes."""
+        return numbered(self.name, [getattr(actor, method).remote(*args) for actor in self.actors])
+
+    def who(self, result: Any) -> str:
+        """The actor that a call went to, as errors name it."""
+        return f"{self.name} {self._holder[result]}"
 
     def done(self, result: Any) -> None:
         """Say that a call has ended, so that its actor counts as less busy."""

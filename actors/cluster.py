@@ -1,5 +1,6 @@
 """All actors of a run behind one object: start, roll out, score, learn, publish, stop."""
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import pyarrow as pa
 import ray
 
 from actors import placement
-from actors.calls import Pool, restarts_of, wait_for
+from actors.calls import Pool, numbered, restarts_of, wait_for, wait_for_all
 from actors.engine_environment import CPU_ENVIRONMENT, ENVIRONMENT
 from actors.expert import ExpertActor
 from actors.learner import LearnerActor
@@ -140,10 +141,9 @@ class Cluster:
 
     def _await_start(self, snapshot: Snapshot | None) -> None:
         timeout = self.config.cluster.start_timeout_s
-        pools = [*self.experts.values(), self.rollouts, *([self.reference] if self.reference else [])]
-        for pool in pools:  # experts first: a wrong checkpoint is known before anything slow
-            for index, actor in enumerate(pool.actors):
-                wait_for(actor.__ray_ready__.remote(), f"{pool.name} {index}", "start", timeout)
+        wait_for_all(
+            {who: ref for pool in self._pools() for who, ref in pool.each("__ray_ready__").items()}, "start", timeout
+        )
         several = len(self.learners) > 1
         host, port = wait_for(self.learners[0].address.remote(several), "learner 0", "start", timeout)
         self._on_learners("connect", host, port, timeout=timeout)
@@ -151,35 +151,31 @@ class Cluster:
             self._on_learners("restore", str(snapshot.folder), snapshot.ranks, timeout=timeout)
         if self.config.rollout.weight_transfer == "nccl":
             host, port = wait_for(self.learners[0].address.remote(True), "learner 0", "start", timeout)
-            args = (host, port, self.rollouts.actors, timeout)
-            joined = [learner.join_transfer.remote(*args) for learner in self.learners]
-            for rank, ref in enumerate(joined):
-                wait_for(ref, f"learner {rank}", "join the weight transfer", timeout)
+            self._on_learners("join_transfer", host, port, self.rollouts.actors, timeout, timeout=timeout)
 
     def publish(self, version: int) -> Published:
         """The learner's parameters as `version`, in the object store; over NCCL nothing moves before `load`."""
         if self.config.rollout.weight_transfer == "nccl":
             return Published(version, None, [])
-        packed = [learner.publish.options(num_returns=2).remote(version) for learner in self.learners]
-        timeout = self.config.cluster.call_timeout_s
-        digest = wait_for(packed[0][1], "learner 0", f"publish version {version}", timeout)
-        return Published(version, digest, [packed[0][0]])
+        weights, digests = zip(
+            *(learner.publish.options(num_returns=2).remote(version) for learner in self.learners), strict=True
+        )
+        digest, *_ = self._answers(digests, f"publish version {version}")
+        return Published(version, digest, [weights[0]])
 
     def load(self, published: Published) -> None:
         """Hand a version to every rollout actor, each confirming version and digest."""
-        timeout = self.config.cluster.call_timeout_s
         version, digest = published.version, published.digest
         if published.weights:
-            confirmations = [actor.load.remote(published.weights[0]) for actor in self.rollouts.actors]
+            calls = self.rollouts.each("load", published.weights[0])
         else:
             sent = [learner.send.remote(version) for learner in self.learners]
-            what = f"send version {version}"
-            digest = [wait_for(ref, f"learner {rank}", what, timeout) for rank, ref in enumerate(sent)][0]
-            confirmations = [actor.confirm.remote() for actor in self.rollouts.actors]
-        for index, ref in enumerate(confirmations):
-            confirmed = wait_for(ref, f"rollout {index}", f"load version {version}", timeout)
+            digest, *_ = self._answers(sent, f"send version {version}")
+            calls = self.rollouts.each("confirm")
+        found = wait_for_all(calls, f"load version {version}", self.config.cluster.call_timeout_s)
+        for who, confirmed in zip(calls, found, strict=True):
             if tuple(confirmed) != (version, digest):
-                raise RunError(f"rollout {index}: took in weights {confirmed}, published were {(version, digest)}")
+                raise RunError(f"{who}: took in weights {confirmed}, published were {(version, digest)}")
         self.held = published
 
     def sample(
@@ -200,23 +196,19 @@ class Cluster:
                 table = prompts.slice(block.start, len(block))
                 args = (table, sampling, self.held.version, self.held.weights)
                 running[self.rollouts.call("generate", *args, num_returns="streaming")] = iter(block)
+            since = time.strftime("%H:%M:%S")
             ready, _ = ray.wait(list(running), num_returns=1, timeout=timeout, fetch_local=False)
             if not ready:
-                raise RunError(f"rollout: no group of {sampling.stream} within {timeout:g} s")
+                silent = ", ".join(sorted({self.rollouts.who(stream) for stream in running}))
+                raise RunError(f"{silent}: no group of {sampling.stream} within {timeout:g} s (waited since {since})")
             for stream in ready:
-                row = next(running[stream], None)
+                row, group = next(running[stream], None), next(stream, None)  # a failed stream ends behind its error
                 if row is None:
-                    self._end_stream(stream)
+                    self.rollouts.done(stream)
                     del running[stream]
                 else:
-                    yield row, next(stream)
-
-    def _end_stream(self, stream: Any) -> None:
-        """Take the end mark of a finished stream, where a late error would show."""
-        try:
-            next(stream)
-        except StopIteration:
-            self.rollouts.done(stream)
+                    wait_for(group, self.rollouts.who(stream), f"{sampling.stream}", timeout)
+                    yield row, group
 
     def score(self, prompt: dict[str, Any], rollouts: ray.ObjectRef) -> PendingGroup:
         """Start every expert and the reference on a finished group."""
@@ -230,18 +222,19 @@ class Cluster:
     def finish(self, group: PendingGroup) -> ScoredGroup:
         """Wait for a group's scores and fetch everything."""
         timeout = self.config.cluster.call_timeout_s
+        prompt = f"prompt {group.prompt['prompt_id']}"
         scores = {}
         for name, ref in group.scores.items():
             pool = self.experts[name]
-            found = Scores.from_arrow(wait_for(ref, pool.name, f"score prompt {group.prompt['prompt_id']}", timeout))
+            found = Scores.from_arrow(wait_for(ref, pool.who(ref), f"score {prompt}", timeout))
             pool.done(ref)
             scores[name] = ExpertScores(np.asarray(found.score), found.status, found.error)
         reference = None
         if self.reference and group.reference:
-            answer = wait_for(group.reference, "reference", f"prompt {group.prompt['prompt_id']}", timeout)
+            answer = wait_for(group.reference, self.reference.who(group.reference), prompt, timeout)
             self.reference.done(group.reference)
             reference = ReferenceLogprobs.from_arrow(answer)
-        rollouts = wait_for(group.rollouts, "rollout", f"prompt {group.prompt['prompt_id']}", timeout)
+        rollouts = wait_for(group.rollouts, "rollout", prompt, timeout)
         return ScoredGroup(group.prompt, Rollouts.from_arrow(rollouts), scores, reference)
 
     def learn(self, batch: LearnerBatch, on_policy: bool) -> dict[str, float]:
@@ -251,8 +244,7 @@ class Cluster:
             learner.step.remote(batch.take(shard).to_arrow(), on_policy)
             for learner, shard in zip(self.learners, shards, strict=True)
         ]
-        timeout = self.config.cluster.call_timeout_s
-        return [wait_for(ref, f"learner {rank}", "step", timeout) for rank, ref in enumerate(calls)][0]
+        return self._answers(calls, "step")[0]
 
     def save(self, folder: Path) -> None:
         """Write the policy as a plain transformers checkpoint, and beside it the learner's state of all ranks.
@@ -264,17 +256,21 @@ class Cluster:
             raise RunError(f"learner 0: what it wrote to {folder} is not seen here: use a folder that the nodes share")
 
     def _on_learners(self, method: str, *args: Any, timeout: float | None = None) -> None:
-        calls = [getattr(learner, method).remote(*args) for learner in self.learners]
-        for rank, ref in enumerate(calls):
-            wait_for(ref, f"learner {rank}", method, timeout or self.config.cluster.call_timeout_s)
+        self._answers([getattr(learner, method).remote(*args) for learner in self.learners], method, timeout)
+
+    def _answers(self, calls: Sequence[ray.ObjectRef], what: str, timeout: float | None = None) -> list[Any]:
+        """What every learner rank answers. Ranks are not started again: a dead one ends the run."""
+        return wait_for_all(numbered("learner", calls), what, timeout or self.config.cluster.call_timeout_s)
 
     def restarts(self) -> int:
         """How often actors have died and were started again."""
         return sum(restarts_of(actor) for actor in self._actors())
 
+    def _pools(self) -> list[Pool]:
+        return [self.rollouts, *self.experts.values(), *([self.reference] if self.reference else [])]
+
     def _actors(self) -> list[Any]:
-        pools = [self.rollouts, *self.experts.values(), *([self.reference] if self.reference else [])]
-        return [*self.learners, *(actor for pool in pools for actor in pool.actors)]
+        return [*self.learners, *(actor for pool in self._pools() for actor in pool.actors)]
 
     def stop(self) -> None:
         """End every actor and free their resources. Does nothing the second time."""

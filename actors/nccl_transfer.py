@@ -8,12 +8,12 @@ learner's process: no engine, no process group of vLLM.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import ray
 import torch
 from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
 from vllm.distributed.weight_transfer.base import ParamMeta, TrainerWeightTransferEngine, WeightSource
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
+from actors.calls import numbered, wait_for_all
 from actors.weights import digest, fingerprint
 from learner.rank import LearnerRank
 
@@ -41,7 +41,7 @@ class RolloutClient:
 
     def _all(self, method: str, arguments: Sequence[Any]) -> None:
         calls = [getattr(actor, method).remote(arg) for actor, arg in zip(self.actors, arguments, strict=True)]
-        ray.get(calls, timeout=self.timeout_s)
+        wait_for_all(numbered("rollout", calls), method, self.timeout_s)
 
 
 class ShardedSource(WeightSource):

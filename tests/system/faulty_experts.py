@@ -14,7 +14,10 @@ from rewards.hps import HpsExpert
 
 
 class FaultyHps(HpsExpert):
-    """fault: what happens in the first call that finds no file `marker`; `raise_always`, `nan` and `hang` need none."""
+    """fault: what happens in the first call that finds no file `marker`.
+
+    `raise_always`, `nan`, `hang` and `kill_always` happen in every call; the last adds a byte to the file each time.
+    """
 
     def __init__(self, path: str, fault: str, marker: str, **options: Any):
         super().__init__(path, **options)
@@ -24,6 +27,10 @@ class FaultyHps(HpsExpert):
         if self.fault == "raise_always" or (self.fault == "raise" and self._first()):
             raise RuntimeError("device-side accident")
         if self.fault == "kill" and self._first():
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.fault == "kill_always":
+            with self.marker.open("a") as file:
+                file.write("x")
             os.kill(os.getpid(), signal.SIGKILL)
         if self.fault == "hang":
             time.sleep(3600)

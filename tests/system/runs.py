@@ -1,10 +1,16 @@
 """Short real trainings on the shapes world, and the comparison of their journals."""
 
 import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from ray._private.state import actors
 
 from t2ir1_ray import config
 from t2ir1_ray.config import Config
@@ -15,6 +21,8 @@ SMALL += ["journal.images_every=0", "journal.keep_last=0", "journal.save_every=2
 """Two prompts, each a call of its own: a second rollout actor has something to do."""
 
 
+RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""Ray's own helpers, which look for their raylet only now and then: they end half a minute after a SIGKILL."""
 UNCOMPARED = {"rollout/images_per_s", "actors/restarts", "padding"}
 
 
@@ -34,6 +42,57 @@ def run(folder: Path, *overrides: str, experts: tuple[str, ...] = ("hps",)) -> l
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def has_done(folder: Path, step: int) -> bool:
+    """Whether a run has written the metrics of `step`."""
+    return (folder / "metrics.jsonl").is_file() and len(metrics(folder)) > step
+
+
+def actor_process(name: str) -> psutil.Process:
+    """The process of a living actor of this process's cluster, such as `expert-hps-0`."""
+    alive = [each["Pid"] for each in actors().values() if (each["Name"], each["State"]) == (name, "ALIVE")]
+    return psutil.Process(alive[-1])
+
+
+def interrupt(
+    folder: Path, after_step: int | None, disturb: Callable[[psutil.Process], Any], *arguments: str
+) -> tuple[int, str, float]:
+    """Train in a process of its own and disturb it behind a step, or (None) while its actors start.
+
+    `disturb` is given the process of the command. Returns (exit code, stderr, seconds until its end), when no process
+    that it started is left.
+    """
+    command = [sys.executable, "-m", "t2ir1_ray.train", *arguments]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, start_new_session=True, **quiet) as process:
+        driver = psutil.Process(process.pid)
+        deadline = time.monotonic() + 240
+        while not (has_done(folder, after_step) if after_step is not None else started(driver, "RolloutActor")):
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        children = driver.children(recursive=True)
+        begin = time.monotonic()
+        disturb(driver)
+        _, errors = process.communicate(timeout=120)
+        seconds = time.monotonic() - begin
+    _, alive = psutil.wait_procs([child for child in children if title(child) not in RAY_AGENTS], timeout=30)
+    assert not alive, alive
+    return process.returncode, errors, seconds
+
+
+def started(driver: psutil.Process, kind: str) -> psutil.Process | None:
+    """The process of an actor class that a command has started."""
+    return next((child for child in driver.children(recursive=True) if f"ray::{kind}" in title(child)), None)
+
+
+def title(process: psutil.Process) -> str:
+    """Its command line; actors say there which method they are in: `ray::LearnerActor.step`."""
+    try:
+        return " ".join(process.cmdline()).strip()
+    except psutil.Error:
+        return ""
 
 
 def assert_same_metrics(left: list[dict[str, Any]], right: list[dict[str, Any]], tolerance: float) -> None:

@@ -3,11 +3,16 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 
+from actors import placement
 from t2ir1_ray import config
+from t2ir1_ray.errors import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -68,6 +73,20 @@ def test_a_bad_checkpoint_is_refused_before_any_rollout(tmp_path: Path) -> None:
 def test_more_than_the_cluster_has_is_refused_with_a_table(tmp_path: Path) -> None:
     result = command("rollout.num_gpus=1", "rollout.actors=3", f"journal.root={tmp_path}", timeout=120)
     assert_refused(result, "too few", "GPUs", "rollout", "asked in total", "cluster has")
+
+
+def test_more_than_is_free_is_refused_in_time(local_ray: None) -> None:
+    """Somebody else holds the CPUs. The table says so, and nothing of the request stays in the cluster."""
+    settings = config.load("shapes", ["cluster.place_timeout_s=1"])
+    cpus = int(ray.cluster_resources()["CPU"])
+    others = placement_group([{"CPU": 1}] * cpus)
+    assert others.wait(30)
+    begin = time.monotonic()
+    with pytest.raises(UserError, match="not placed within 1 s(?s:.*)of it free +0 "):
+        placement.reserve(settings)
+    assert time.monotonic() - begin < 10
+    remove_placement_group(others)
+    placement.reserve(settings).release()
 
 
 def test_a_run_folder_in_use_is_refused(tmp_path: Path) -> None:

@@ -48,6 +48,12 @@ def test_repeated_calls_and_a_monitor_change_nothing(healthy: list[dict[str, Any
     assert_same_metrics(healthy, unwatched, tolerance=0)
 
 
+def test_an_expert_that_dies_at_every_call_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"^expert git 0: died during score prompt [^\n]*$"):
+        faulty(tmp_path / "run", "reward.retries=1", git="kill_always")
+    assert (tmp_path / "run.git").read_text() == "xx"
+
+
 def test_a_corrupt_image_is_dropped_from_its_group_and_counted(healthy: list[dict[str, Any]], tmp_path: Path) -> None:
     first, second = faulty(tmp_path / "corrupt", hps="corrupt")
     assert (first["samples/dropped"], first["groups/dropped"]) == (1, 0)

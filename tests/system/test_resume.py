@@ -1,7 +1,6 @@
 """Runs that are interrupted, and runs whose rollouts go ahead: against the uninterrupted sync run."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -12,50 +11,27 @@ from pathlib import Path
 
 import psutil
 import pytest
-import ray
-from ray._private.state import actors
 
 from t2ir1_ray import config
 from t2ir1_ray.trainer import train
-from tests.system.runs import assert_same_metrics, metrics, small_config
+from tests.system.runs import actor_process, assert_same_metrics, has_done, interrupt, metrics, small_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 STEPS = 6
-RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
-"""Ray's own helpers, which look for their raylet only now and then: they end half a minute after a SIGKILL."""
-
-
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline()).strip()
-    except psutil.Error:
-        return ""
-
-
-def interrupt(run: Path, number: signal.Signals, after_step: int, *arguments: str) -> tuple[int, str, float]:
-    """Train in a process of its own and send it a signal behind a step: (exit code, stderr, seconds until its end)."""
-    command = [sys.executable, "-m", "t2ir1_ray.train", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 240
-        while not (run / "metrics.jsonl").is_file() or len(metrics(run)) <= after_step:
-            assert process.poll() is None, process.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        children = psutil.Process(process.pid).children(recursive=True)
-        begin = time.monotonic()
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=120)
-        seconds = time.monotonic() - begin
-    _, alive = psutil.wait_procs([p for p in children if _title(p) not in RAY_AGENTS], timeout=30)
-    assert not alive, alive
-    return process.returncode, errors, seconds
 
 
 def test_a_run_that_is_terminated_and_then_killed_goes_on_exactly(whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "torn"
     small_config(tmp_path / "small.yaml")
-    place = ["cluster.dashboard=false", f"journal.root={tmp_path}", "journal.name=torn", f"train.steps={STEPS}"]
-    code, errors, seconds = interrupt(run, signal.SIGTERM, 3, "--config", str(tmp_path / "small.yaml"), *place)
+    place = [
+        "--config",
+        str(tmp_path / "small.yaml"),
+        "cluster.dashboard=false",
+        f"journal.root={tmp_path}",
+        "journal.name=torn",
+        f"train.steps={STEPS}",
+    ]
+    code, errors, seconds = interrupt(run, 3, psutil.Process.terminate, *place)
     assert code == 1
     assert errors.strip().count("\n") == 0, errors
     assert "asked to end after step" in errors
@@ -64,7 +40,7 @@ def test_a_run_that_is_terminated_and_then_killed_goes_on_exactly(whole: Path, t
     saved = json.loads((max((run / "checkpoints").glob("step_*")) / "state.json").read_text())
     assert saved["step"] == len(metrics(run)) - 1
 
-    code, _, _ = interrupt(run, signal.SIGKILL, saved["step"] + 1, "--resume", str(run))
+    code, _, _ = interrupt(run, saved["step"] + 1, psutil.Process.kill, "--resume", str(run))
     assert code == -signal.SIGKILL
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9')  # killed in the middle of a line
@@ -108,9 +84,9 @@ def test_actors_that_are_killed_in_mid_run_change_nothing(whole: Path, tmp_path:
 
     def kill() -> None:
         for step in range(2, 2 + len(left)):
-            while not (run / "metrics.jsonl").is_file() or len(metrics(run)) <= step:
+            while not has_done(run, step):
                 time.sleep(0.02)
-            os.kill(actors(ray.get_actor(left[-1])._actor_id.hex())["Pid"], signal.SIGKILL)
+            actor_process(left[-1]).kill()
             left.pop()
 
     threading.Thread(target=kill, daemon=True).start()
