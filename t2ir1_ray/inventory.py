@@ -10,12 +10,16 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from t2ir1_ray.memory import GB
+GB = 1e9
 
 
 def local_gpus() -> tuple[tuple[float, float], ...]:
-    """(total, free) GB of this machine's visible GPUs, from nvidia-smi: no CUDA context is made here."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    """(total, free) GB of the GPUs that this process may use, from nvidia-smi: no CUDA context is made here."""
+    return machine_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def machine_gpus(visible: str | None = None) -> tuple[tuple[float, float], ...]:
+    """(total, free) GB of this machine's GPUs. visible: their indices as in CUDA_VISIBLE_DEVICES; None: all."""
     program = shutil.which("nvidia-smi")
     if program is None or visible == "":
         return ()

@@ -13,13 +13,15 @@ from transformers import JanusConfig, JanusForConditionalGeneration
 
 from t2ir1_ray import janus_layout
 from t2ir1_ray.config import Config
+from t2ir1_ray.inventory import GB
 from t2ir1_ray.policy import image_size
 
-GB = 1e9
 CONTEXT_GB = 1.0
 """Allowance for a process on a GPU: CUDA context, cuBLAS and NCCL buffers, gaps between allocations."""
 GRAPHS_GB = 1.5
 """Allowance for vLLM: CUDA graphs and its sampler."""
+PROCESS_GB = 0.7
+"""Of an actor without a GPU: Python with torch and vLLM or DeepSpeed; experts were measured to take half of it."""
 BUCKET = 500_000_000
 """Elements of DeepSpeed's reduce bucket at most (`reduce_bucket_size`, see learner/rank.py)."""
 LIVE = 1_000_000_000
@@ -139,8 +141,23 @@ def published(path: str) -> JanusConfig | None:
     )
 
 
+def published_parameters(path: str) -> int | None:
+    """Of the recipe's expert models by the name that `path` ends in, for when the checkpoint is not here."""
+    return {
+        "hps_v2.1_compressed.pt": 986_000_000,
+        "git-large-vqav2": 395_000_000,
+        "blip-vqa-capfilt-large": 361_000_000,
+        "grounding-dino-tiny": 172_000_000,
+        "yolov8x-worldv2.pt": 73_000_000,
+        "orm-t2i-r1": 8_030_000_000,
+    }.get(path.rstrip("/").rsplit("/", 1)[-1].lower())
+
+
 def estimate(config: Config, shapes: Shapes, expert_parameters: Mapping[str, int | None]) -> list[RoleMemory]:
-    """A row per role of `actors.placement.roles`. expert_parameters: None where a checkpoint is not here."""
+    """A row per role of `actors.placement.roles`. expert_parameters: None where they are not known.
+
+    Of an expert its weights only: what a batch of images takes depends on its architecture.
+    """
     rollout, learner, reference = config.rollout, config.learner, config.reference
     rows = [
         RoleMemory("learner", learner.ranks, learner.num_gpus, learner_parts(config, shapes)),
@@ -153,7 +170,7 @@ def estimate(config: Config, shapes: Shapes, expert_parameters: Mapping[str, int
         weights = Part("weights", (count or 0) * _width(expert.dtype) / GB)
         parts = (weights, Part("CUDA", CONTEXT_GB))
         rows.append(RoleMemory(f"expert-{name}", expert.replicas, expert.num_gpus, parts, known=count is not None))
-    return [row if row.gpus else replace(row, parts=_without_cuda(row.parts)) for row in rows]
+    return [row if row.gpus else replace(row, parts=_on_cpu(row.parts)) for row in rows]
 
 
 def trained_parameters(config: Config, shapes: Shapes) -> int:
@@ -310,8 +327,12 @@ def table(rows: Sequence[RoleMemory]) -> str:
     return "\n".join(lines)
 
 
-def _without_cuda(parts: tuple[Part, ...]) -> tuple[Part, ...]:
-    return tuple(part for part in parts if not part.name.startswith("CUDA"))
+def amount(gb: float) -> str:
+    return f"{gb:.3g} GB" if gb >= 0.1 else f"{1000 * gb:.3g} MB"
+
+
+def _on_cpu(parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    return (*(part for part in parts if not part.name.startswith("CUDA")), Part("process", PROCESS_GB))
 
 
 def _guided(config: Config) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from t2ir1_ray.config_rules import one_line
 from t2ir1_ray.errors import UserError
 
 
@@ -78,7 +79,7 @@ def _read_config(path: Path) -> dict[str, str]:
         tree = OmegaConf.to_container(loaded) if isinstance(loaded, DictConfig) else {}
         return {key: "" if value is None else str(value) for key, value in _leaves(tree)}
     except Exception as error:  # yaml, unicode and I/O errors, of several classes
-        raise UserError(f"RUN: {path} is not YAML ({str(error).splitlines()[0]})") from None
+        raise UserError(f"RUN: {path} is not YAML ({one_line(error) or type(error).__name__})") from None
 
 
 def _leaves(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

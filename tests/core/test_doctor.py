@@ -3,22 +3,26 @@
 import importlib.metadata
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 from safetensors.torch import save_file
 
+from t2ir1_ray import capacity, doctor
 from t2ir1_ray import config as configuration
-from t2ir1_ray import doctor
+from t2ir1_ray.capacity import Check, Node
 from t2ir1_ray.config import Config
-from t2ir1_ray.doctor import Check, Node, preflight
+from t2ir1_ray.doctor import preflight
 from t2ir1_ray.errors import UserError
 from t2ir1_ray.inventory import count_parameters, local_gpus
 from t2ir1_ray.memory import Shapes, estimate, published
+from tests.ports import free_port
 
 
 @pytest.fixture(autouse=True)
@@ -46,17 +50,20 @@ def gpus(monkeypatch: pytest.MonkeyPatch, folder: Path, *totals_mib: int) -> Non
 
 
 @pytest.mark.slow
-def test_the_command_says_one_line_per_check_and_starts_no_cluster(tmp_path: Path) -> None:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "t2ir1_ray.doctor", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-
-    good = run(f"journal.root={tmp_path}")
-    assert good.returncode == 0, good.stdout
-    assert "learner" in good.stdout
-    assert "FAIL" not in good.stdout
-    assert "torch " in good.stdout
-    bad = run("data.prompts=missing.jsonl", "learner.num_gpus=64", f"journal.root={tmp_path}")
+def test_the_command_says_one_line_per_check_and_starts_no_cluster(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    doctor.main([f"journal.root={tmp_path}"])
+    good = capsys.readouterr().out
+    assert "learner" in good
+    assert "FAIL" not in good
+    assert "torch " in good
+    assert "deepspeed loads" in good
+    assert not ray.is_initialized()
+    command = [sys.executable, "-m", "t2ir1_ray.doctor", "data.prompts=missing.jsonl", "learner.num_gpus=64"]
+    bad = subprocess.run(
+        [*command, f"journal.root={tmp_path}"], capture_output=True, text=True, timeout=120, check=False
+    )
     assert bad.returncode == 1
     assert "FAIL  data.prompts: missing.jsonl" in bad.stdout
     assert "FAIL  placement" in bad.stdout
@@ -92,7 +99,9 @@ def test_cuda_builds_beside_a_cpu_torch_are_named(monkeypatch: pytest.MonkeyPatc
     installed = {"torchaudio": "2.13.0", "torchcodec": "0.14.0+cpu", "vllm": "0.32.0"}
     monkeypatch.setattr(doctor, "_version", installed.get)
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda _: None)
-    failed = [check.text for check in doctor.libraries() if check.level == "FAIL"]
+    found = list(doctor.libraries())
+    assert not [check for check in found if "loads" in check.text], "what is not there does not load"
+    failed = [check.text for check in found if check.level == "FAIL"]
     assert any("torch is a CPU build, vllm is not" in text for text in failed)
     assert any(text.startswith("torchaudio: built for CUDA") for text in failed)
 
@@ -105,6 +114,44 @@ def test_a_library_that_does_not_load_fails(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(doctor.importlib, "import_module", broken)
     failed = [check.text for check in doctor.libraries() if check.level == "FAIL"]
     assert any("torchvision does not load" in text and "_ZN3c10" in text and "\n" not in text for text in failed)
+
+
+def test_gpus_that_torch_cannot_use_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("torch can use a GPU here")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    (unused,) = doctor.cuda([(80.0, 80.0)])
+    assert (unused.level, "pip install '.[gpu]'" in unused.text) == ("warn", True)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    (broken,) = doctor.cuda([(80.0, 80.0)])
+    assert (broken.level, "update the NVIDIA driver" in broken.text) == ("FAIL", True)
+    assert list(doctor.cuda([])) == []
+
+
+def test_a_cluster_that_does_not_answer_is_named_at_once(tmp_path: Path) -> None:
+    """Ray itself tries for minutes."""
+    begin = time.monotonic()
+    for address in (f"127.0.0.1:{free_port()}", f"ray://127.0.0.1:{free_port()}"):
+        away = load(f"cluster.address={address}", f"journal.root={tmp_path}")
+        (check,) = doctor.machines(away)
+        assert check.level == "FAIL"
+        assert check.text.startswith(f"cluster {address} does not answer (Connection refused)")
+        with pytest.raises(UserError, match="does not answer"):
+            preflight(away)
+    assert time.monotonic() - begin < 10
+
+
+@pytest.mark.slow
+def test_nodes_of_a_cluster_tell_the_memory_of_their_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, tmp_path / "bin", 81920, 40960)
+    ray.init(address="local", num_cpus=1, num_gpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        (node,) = doctor.cluster_nodes()
+    finally:
+        ray.shutdown()
+    assert (node.cpus, node.gpus) == (1, 2)
+    assert [round(total) for total, _ in node.gpu_gb] == [86, 43]
+    assert node.name
 
 
 def test_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -126,13 +173,13 @@ def test_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_placement_counts_nodes_and_not_only_sums() -> None:
     config = load(name="janus_pro_7b")
-    assert levels([*doctor.placement(config, [Node(64, 8)])]) == ["ok"]
-    assert levels([*doctor.placement(config, [Node(8, 4), Node(8, 4)])]) == ["ok"]
-    (short,) = doctor.placement(config, [Node(64, 7)])
+    assert levels([*capacity.placement(config, [Node(64, 8)])]) == ["ok"]
+    assert levels([*capacity.placement(config, [Node(8, 4), Node(8, 4)])]) == ["ok"]
+    (short,) = capacity.placement(config, [Node(64, 7)])
     assert short.level == "FAIL"
     assert "8 GPUs, there are 64 and 7" in short.text
     wide = load("learner.num_gpus=2", "learner.ranks=1", name="janus_pro_7b")  # six GPUs, two of them together
-    assert levels([*doctor.placement(wide, [Node(8, 1)] * 6)]) == ["FAIL"]
+    assert levels([*capacity.placement(wide, [Node(8, 1)] * 6)]) == ["FAIL"]
 
 
 def test_gpu_memory_fails_only_where_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,14 +187,36 @@ def test_gpu_memory_fails_only_where_it_must(monkeypatch: pytest.MonkeyPatch) ->
     rows = estimate(config, Shapes.of(published(config.policy.path)), {"hps": 986_000_000})
 
     def of(size: float) -> dict[str, str]:
-        checks = doctor.gpu_memory(config, rows, [Node(64, 8, ((size, size),) * 8)])
+        checks = capacity.gpu_memory(config, rows, [Node(64, 8, ((size, size),) * 8)])
         return {check.text.split(" needs")[0].split("GPU with ")[1]: check.level for check in checks}
 
     shared = "reference + expert-hps + expert-git + expert-grounding_dino"
     assert of(85) == {"learner": "ok", "rollout": "warn", shared: "ok", "expert-orm": "ok"}
     assert of(24) | {"rollout": "FAIL", "learner": "FAIL"} == of(24)
-    unseen = list(doctor.gpu_memory(config, rows, [Node(64, 8)]))
+    unseen = list(capacity.gpu_memory(config, rows, [Node(64, 8)]))
     assert levels(unseen) == ["ok"] * 4  # how large a cluster's GPUs are cannot be seen from here
+
+
+def test_actors_on_cpus_are_held_against_this_machines_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load()
+    rows = estimate(config, doctor.policy_shapes(config), doctor.expert_parameters(config))
+    for memory_gb, level in ((32, "ok"), (4, "warn")):
+        monkeypatch.setattr(capacity, "_host_memory", lambda memory_gb=memory_gb: memory_gb * 10**9)
+        (check,) = capacity.host_memory(rows)
+        assert (check.level, f"this machine has {memory_gb} GB" in check.text) == (level, True)
+    dedicated = load(name="janus_pro_7b")
+    assert not [*capacity.host_memory(estimate(dedicated, Shapes.of(published(dedicated.policy.path)), {}))]
+
+
+def test_a_journal_needs_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for root, words in {tmp_path / "file": "is no folder", tmp_path / ("x" * 300): "too long"}.items():
+        config = load(f"journal.root={root}")
+        check, _ = capacity.storage(config, doctor.policy_shapes(config))
+        assert check.level == "FAIL"
+        assert words in check.text
+        with pytest.raises(UserError, match=words):
+            preflight(config)
 
 
 def test_preflight_is_quick_and_prints_the_memory_table_where_all_is_well(tmp_path: Path) -> None:
@@ -164,11 +233,14 @@ def test_preflight_refuses_what_would_fail(tmp_path: Path, monkeypatch: pytest.M
     for override, words in {
         "data.prompts=missing.jsonl": "data.prompts: missing.jsonl does not exist",
         "experts.hps.path=/nowhere/hps.pt": "experts.hps.path: /nowhere/hps.pt does not exist",
+        "experts.hps.path=/dev/zero": "experts.hps.path: /dev/zero is neither file nor folder",
     }.items():
         with pytest.raises(UserError, match=words) as error:
             preflight(load(root, override))
         assert "\n" not in str(error.value)
-    assert preflight(load(root, "experts.hps.path=/nowhere/hps.pt", "cluster.address=10.0.0.1:6379"))  # on the nodes
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        there = f"cluster.address=127.0.0.1:{head.getsockname()[1]}"
+        assert preflight(load(root, "experts.hps.path=/nowhere/hps.pt", there))  # on the nodes
     own = load(root, "experts.hps.kind=my.package.Judge", "experts.hps.path=whatever")
     assert not [line for line in preflight(own) if "whatever" in line]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**6))

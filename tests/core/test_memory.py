@@ -93,6 +93,17 @@ def test_the_table_has_a_line_per_role_and_does_not_invent_sizes(pro_7b: Shapes)
     assert len(lines) == 1 + len(rows)
     assert "?" in next(line for line in lines if line.startswith("expert-git"))
     assert "reference" not in {row.role for row in memory.estimate(load("learner.beta=0"), pro_7b, {})}
+    recipe = load().experts
+    assert all(memory.published_parameters(expert.path) for expert in recipe.values())
+    assert memory.published_parameters("models/orm") is None
+
+
+def test_an_actor_without_a_gpu_is_a_process_of_its_own(pro_7b: Shapes) -> None:
+    rows = {row.role: row for row in memory.estimate(load("experts.hps.num_gpus=0"), pro_7b, {"hps": 1_000_000_000})}
+    assert [part.name for part in rows["expert-hps"].parts] == ["weights", "process"]
+    assert rows["expert-hps"].total == pytest.approx(4 + memory.PROCESS_GB)
+    assert [part.name for part in rows["expert-git"].parts] == ["weights", "CUDA"]
+    assert [memory.amount(gb) for gb in (0.0146, 0.1, 112.04)] == ["14.6 MB", "0.1 GB", "112 GB"]
 
 
 class Peak(TorchDispatchMode):
