@@ -132,7 +132,7 @@ def test_two_runs_of_one_name_are_told_apart(run: Path) -> None:
         (lambda run: (run / "metrics.jsonl").write_text('{"step": 1e999}\n'), "metrics.jsonl:1 has no step"),
         (lambda run: (run / "metrics.jsonl").write_text('{"step": 1e300}\n'), "metrics.jsonl:1 has no step"),
         (lambda run: (run / "config.yaml").write_text("a: [1"), "config.yaml is not YAML"),
-        (lambda run: (run / "config.yaml").write_text('"1e3"'), "config.yaml is not YAML (OSError)"),
+        (lambda run: (run / "config.yaml").write_text('"1e3"'), "config.yaml is not YAML (no mapping"),
         (
             lambda run: (run / "rollouts/step_000002.parquet").write_bytes(b"PAR1oops"),
             "step_000002.parquet is not whole",
