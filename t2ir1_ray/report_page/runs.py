@@ -79,7 +79,7 @@ def _read_config(path: Path) -> dict[str, str]:
         tree = OmegaConf.to_container(loaded) if isinstance(loaded, DictConfig) else {}
         return {key: "" if value is None else str(value) for key, value in _leaves(tree)}
     except Exception as error:  # yaml, unicode and I/O errors, of several classes
-        raise UserError(f"RUN: {path} is not YAML ({one_line(error) or "no mapping of sections"})") from None
+        raise UserError(f"RUN: {path} is not YAML ({one_line(error) or 'no mapping of sections'})") from None
 
 
 def _leaves(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
