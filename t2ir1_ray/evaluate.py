@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from t2ir1_ray.benchmarks import BENCHMARKS
 from t2ir1_ray.benchmarks.base import Benchmark, Found, Item, View
-from t2ir1_ray.benchmarks.results import Results, markdown, show, summarise
+from t2ir1_ray.benchmarks.results import Results, against, markdown, read_base, show, summarise
 from t2ir1_ray.config import Config, ExpertConfig
 from t2ir1_ray.entry import Parser, run_entry
 from t2ir1_ray.errors import UserError
@@ -92,8 +92,13 @@ def main(arguments: Sequence[str]) -> None:
     check_tokens(
         [item.prompt for item in items], PromptFormat(load_tokenizer(config.policy.path), config.policy), config
     )
-    name = f"{options.benchmark}-{Path(config.policy.path).name}"
-    results = Results(options.out or Path("evaluations") / name, settings(job, experts, options))
+    made_with = settings(job, experts, options)
+    base = None
+    if options.against:
+        wanted = [(mode, seed, item.prompt_id) for mode in job.modes for seed in job.seeds for item in items]
+        base = read_base(options.against, made_with, wanted)
+    name = f"{options.benchmark}-{label(config.policy.path)}"
+    results = Results(options.out or Path("evaluations") / name, made_with)
 
     if any(todo(job, results).values()):
         from t2ir1_ray.benchmarks.devices import Devices
@@ -105,7 +110,13 @@ def main(arguments: Sequence[str]) -> None:
         judge = Judge(options.judge_url, options.judge_model, key, options.judge_threads) if "judge" in needed else None
         with Devices(config, experts, options.actors, judge) as devices:
             run(job, devices, results)
-    report(job, results, config.policy.path)
+    report(job, results, config.policy.path, base)
+
+
+def label(checkpoint: str) -> str:
+    """A short name; a run's checkpoint has the run's name in front: every run has a step_000120."""
+    path = Path(checkpoint)
+    return f"{path.parent.parent.name}-{path.name}" if path.parent.name == "checkpoints" else path.name
 
 
 def todo(job: Job, results: Results) -> dict[tuple[str, int], list[Item]]:
@@ -138,21 +149,32 @@ def run(job: Job, devices: Any, results: Results) -> None:
                 print(f"{mode}, seed {seed}: {len(items)} prompts drawn and judged", flush=True)
 
 
-def report(job: Job, results: Results, checkpoint: str) -> dict[str, Any]:
-    """Table on the terminal, summary.json and row.md in the folder; returns the summary."""
+def report(
+    job: Job, results: Results, checkpoint: str, base: tuple[str, list[dict[str, Any]]] | None
+) -> dict[str, Any]:
+    """Tables on the terminal, summary.json and row.md in the folder; returns the summary.
+
+    base: another checkpoint and its records, which this one is compared with.
+    """
     results.close()
     wanted = {item.prompt_id for item in job.items}
     records = [r for (_, seed, prompt), r in results.records.items() if prompt in wanted and seed in job.seeds]
     summary = summarise(job.benchmark, job.items, records, job.modes)
-    title = f"{job.benchmark.name}: {checkpoint}"
     console = Console(highlight=False)
-    show(title, summary, console)
+    show(f"{job.benchmark.name}: {checkpoint}", summary, console)
+    if base:
+        this, other = label(checkpoint), label(base[0])
+        names = (this, other if other != this else f"{other} (base)")
+        compared = against(job.benchmark, job.items, records, base[1], job.modes, names)
+        for mode, found in compared.items():
+            show(f"{mode}: {names[0]} against {names[1]}", found, console)
+        summary["against"] = {"checkpoint": base[0], **{mode: found["figures"] for mode, found in compared.items()}}
     document = json.loads((results.out / "settings.json").read_text()) | {
         "standard_error": "over prompts; images and seeds of a prompt are averaged first",
         **summary,
     }
     (results.out / "summary.json").write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-    row = markdown(Path(checkpoint).name, summary)
+    row = markdown(label(checkpoint), summary)
     (results.out / "row.md").write_text(row)
     print(row, end="")
     console.print(f"images, results.jsonl, summary.json, row.md in {results.out}", soft_wrap=True)
@@ -296,6 +318,7 @@ def _parser() -> Parser:
     add("--prompts", type=Path, metavar="PATH", help="the benchmark's own prompt file or folder, as published")
     add("--config", help="how the checkpoint is prompted: shapes, janus_pro_1b, janus_pro_7b or a YAML file")
     add("--out", type=Path, metavar="DIR", help="default: evaluations/<benchmark>-<checkpoint>; resumed if it exists")
+    add("--against", type=Path, metavar="DIR", help="finished evaluation of another checkpoint, to compare with")
     add("--plans", choices=("both", "with", "without"), default="both", help="semantic-CoT (default: both)")
     add("--seeds", type=int, nargs="+", default=[0])
     add("--num-images", type=int, help="per prompt and seed (default: as the benchmark publishes)")

@@ -38,15 +38,7 @@ class Results:
             raise UserError(
                 f"--out: {str(out)[:200]} cannot be written ({error.strerror}): choose another folder"
             ) from None
-        self.records: dict[tuple[str, int, str], dict[str, Any]] = {}
-        for number, line in enumerate(whole.splitlines(), 1):
-            try:
-                record = json.loads(line)
-                self.records[key_of(record)] = record
-            except (ValueError, KeyError, TypeError, RecursionError):
-                raise UserError(
-                    f"--out: {path}:{number}: not a result of this program: choose another folder"
-                ) from None
+        self.records = _records(whole, path, "--out")
 
     def append(self, record: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
@@ -56,6 +48,46 @@ class Results:
 
     def close(self) -> None:
         self._file.close()
+
+
+def read_base(
+    folder: Path, settings: Mapping[str, Any], wanted: Sequence[tuple[str, int, str]]
+) -> tuple[str, list[dict[str, Any]]]:
+    """(checkpoint, its records of `wanted`) of a finished evaluation, to compare another checkpoint with.
+
+    Raises UserError if it was made with other settings, lacks one of the wanted (mode, seed, prompt_id), or is none.
+    """
+    try:
+        whole = (folder / "results.jsonl").read_bytes()
+    except OSError as error:
+        raise UserError(f"--against: {str(folder)[:200]} is no evaluation ({error.strerror})") from None
+    before = _read_settings(folder / "settings.json", "--against")
+    _compare(before, settings, (*MAY_CHANGE, "checkpoint_digest"), f"--against: {folder}")
+    records = _records(whole, folder / "results.jsonl", "--against")
+    missing = [key for key in wanted if key not in records]
+    if missing:
+        mode, seed, _ = missing[0]
+        raise UserError(f"--against: {folder} lacks {len(missing)} prompts ({mode}, seed {seed}): finish it first")
+    return str(before["checkpoint"]), [records[key] for key in wanted]
+
+
+def against(
+    benchmark: Benchmark,
+    items: Sequence[Item],
+    records: Sequence[Mapping[str, Any]],
+    base: Sequence[Mapping[str, Any]],
+    modes: Sequence[str],
+    names: tuple[str, str],
+) -> dict[str, Any]:
+    """mode -> summary whose columns are the two checkpoints and their difference, paired by prompt."""
+
+    def of(rows: Sequence[Mapping[str, Any]], mode: str, name: str) -> list[dict[str, Any]]:
+        return [{**row, "mode": name} for row in rows if row["mode"] == mode]
+
+    return {
+        mode: summarise(benchmark, items, of(records, mode, names[0]) + of(base, mode, names[1]), names)
+        for mode in modes
+    }
 
 
 def key_of(record: Mapping[str, Any]) -> tuple[str, int, str]:
@@ -120,22 +152,40 @@ def markdown(checkpoint: str, summary: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _records(whole: bytes, path: Path, option: str) -> dict[tuple[str, int, str], dict[str, Any]]:
+    found: dict[tuple[str, int, str], dict[str, Any]] = {}
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            record = json.loads(line)
+            found[key_of(record)] = record
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise UserError(f"{option}: {path}:{number}: not a result of this program: choose another folder") from None
+    return found
+
+
+def _read_settings(path: Path, option: str) -> dict[str, Any]:
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        before = None
+    if not isinstance(before, dict):
+        raise UserError(f"{option}: {path} is not of this program: choose another folder")
+    return before
+
+
+def _compare(before: Mapping[str, Any], now: Mapping[str, Any], may_change: Sequence[str], where: str) -> None:
+    for name, value in json.loads(json.dumps(now)).items():
+        if name not in may_change and before.get(name) != value:
+            was = json.dumps(before.get(name))
+            raise UserError(
+                f"{where} holds an evaluation with {name}={was}, not {json.dumps(value)}: choose another folder"
+            )
+
+
 def _agree(path: Path, settings: Mapping[str, Any]) -> None:
     """Write the settings, or compare them with those that are there."""
-    settings = json.loads(json.dumps(settings))
     if path.exists():
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):
-            before = None
-        if not isinstance(before, dict):
-            raise UserError(f"--out: {path} is not of this program: choose another folder")
-        for name in settings:
-            if name not in MAY_CHANGE and before.get(name) != settings[name]:
-                raise UserError(
-                    f"--out: {path.parent} holds an evaluation with {name}={json.dumps(before.get(name))}, not "
-                    f"{json.dumps(settings[name])}: choose another folder"
-                )
+        _compare(_read_settings(path, "--out"), settings, MAY_CHANGE, f"--out: {path.parent}")
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.replace(path)

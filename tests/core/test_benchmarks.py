@@ -9,7 +9,7 @@ import pytest
 
 from t2ir1_ray.benchmarks import BENCHMARKS, t2i_compbench
 from t2ir1_ray.benchmarks.base import Benchmark, Figure, Item
-from t2ir1_ray.benchmarks.results import Results, markdown, summarise
+from t2ir1_ray.benchmarks.results import Results, against, markdown, read_base, summarise
 from t2ir1_ray.errors import UserError
 
 
@@ -49,6 +49,30 @@ def test_the_difference_is_paired_by_prompt() -> None:
     assert found["a"]["stderr"] > 0.2
     assert found["difference"]["mean"] == pytest.approx(0.1)
     assert found["difference"]["stderr"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_two_checkpoints_are_compared_prompt_by_prompt(tmp_path: Path) -> None:
+    base = Results(tmp_path, {"cfg": 1.0, "seeds": [0, 1], "checkpoint": "base", "checkpoint_digest": "x"})
+    for prompt, value in enumerate([0.8, 0.4, 0.0]):
+        base.append(record(prompt, value))
+    base.close()
+    now = {"cfg": 1.0, "seeds": [0], "checkpoint": "new", "checkpoint_digest": "y"}
+    wanted = [("a", 0, str(prompt)) for prompt in range(3)]
+    name, records = read_base(tmp_path, now, wanted)
+    assert (name, [r["prompt_id"] for r in records]) == ("base", ["0", "1", "2"])
+    mine = [record(prompt, value) for prompt, value in enumerate([0.9, 0.5, 0.1])]
+    found = against(Stub({}), ITEMS, mine, records, ["a"], ("new", "base"))["a"]["figures"]["all"]
+    assert (found["new"]["mean"], found["base"]["mean"]) == (pytest.approx(0.5), pytest.approx(0.4))
+    assert found["new"]["stderr"] > 0.2
+    assert found["difference"]["mean"] == pytest.approx(0.1)
+    assert found["difference"]["stderr"] == pytest.approx(0.0, abs=1e-9)
+    with pytest.raises(UserError, match=r"--against: .* with cfg=1.0, not 5.0"):
+        read_base(tmp_path, now | {"cfg": 5.0}, wanted)
+    with pytest.raises(UserError, match="lacks 1 prompts"):
+        read_base(tmp_path, now, [*wanted, ("a", 1, "0")])
+    for nowhere in (tmp_path / "none", tmp_path / ("x" * 300)):
+        with pytest.raises(UserError, match="--against: .* is no evaluation"):
+            read_base(nowhere, now, wanted)
 
 
 def test_an_unreadable_verdict_withholds_the_overall() -> None:

@@ -88,6 +88,15 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(finished: Path, tmp_
     assert by_key(resumed) == by_key(lines(finished))
     with pytest.raises(UserError, match="cfg"):
         evaluate.main([*command, "--cfg", "2"])
+    evaluate.main([*command, "--against", str(finished)])  # the same checkpoint and seeds: no difference at all
+    found = summary(out)["against"]["semantic-CoT"]["accuracy"]
+    assert found["difference"] == {"mean": 0.0, "stderr": 0.0, "prompts": LIMIT}
+    assert found["policy"] == found["policy (base)"] == summary(out)["figures"]["accuracy"]["semantic-CoT"]
+
+
+def test_a_checkpoint_of_a_run_is_called_after_the_run() -> None:
+    assert evaluate.label("runs/seed0/checkpoints/step_000120") == "seed0-step_000120"
+    assert evaluate.label("deepseek-community/Janus-Pro-7B") == "Janus-Pro-7B"
 
 
 def test_a_finished_evaluation_starts_nothing(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
