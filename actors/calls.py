@@ -55,7 +55,7 @@ def wait_for_all(calls: Mapping[str, Any], what: str, timeout_s: float) -> list[
 
 
 def _is_death(error: RayError) -> bool:
-    """Whether Ray reports the end of a process, rather than an exception that the actor raised."""
+    """Whether Ray reports that a process was lost, rather than an exception that it raised."""
     return not isinstance(error, RayTaskError)
 
 
@@ -64,14 +64,14 @@ def explain(error: RayError, who: str, what: str) -> UserError | RunError:
     if isinstance(error, ActorDiedError) and _is_death(error):
         text = str(error).strip().splitlines()[0][:200]
         return _initialisation_error(error) or RunError(f"{who}: died during {what} ({text})")
-    if _is_death(error):
-        return RunError(f"{who}: {what} failed: {type(error).__name__}: {' '.join(str(error).split())[:400]}")
-    cause = error.cause
+    cause = error if _is_death(error) else error.cause
     if isinstance(cause, UserError):
         return UserError(str(cause))
     if isinstance(cause, RunError):
         return RunError(f"{who}: {cause}")
-    return RunError(f"{who}: {what} failed: {type(cause).__name__}: {' '.join(str(cause).split())[-400:]}")
+    text = " ".join(str(cause).split())
+    text = text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"
+    return RunError(f"{who}: {what} failed: {type(cause).__name__}: {text}")
 
 
 def _initialisation_error(error: ActorDiedError) -> UserError | None:

@@ -202,12 +202,13 @@ class Cluster:
                 silent = ", ".join(sorted({self.rollouts.who(stream) for stream in running}))
                 raise RunError(f"{silent}: no group of {sampling.stream} within {timeout:g} s (waited since {since})")
             for stream in ready:
-                row, group = next(running[stream], None), next(stream, None)  # a failed stream ends behind its error
-                if row is None:
+                row, group = next(running[stream], None), next(stream, None)
+                if row is None:  # the end mark
                     self.rollouts.done(stream)
                     del running[stream]
                 else:
-                    wait_for(group, self.rollouts.who(stream), f"{sampling.stream}", timeout)
+                    # Raises what the actor raised, or its death: nothing would follow in a stream that has failed.
+                    wait_for(group, self.rollouts.who(stream), sampling.stream, timeout)
                     yield row, group
 
     def score(self, prompt: dict[str, Any], rollouts: ray.ObjectRef) -> PendingGroup:

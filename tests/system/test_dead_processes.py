@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -121,10 +122,9 @@ def test_every_wait_names_who_does_not_answer(local_ray: None, tmp_path: Path) -
         expert.suspend()
         with pytest.raises(RunError, match="^expert hps 0: " + no_answer.format(f"score {prompt}")):
             cluster.finish(cluster.score(rows[0], pending[0].rollouts))
-        expert.resume()
         reference.suspend()
         with pytest.raises(RunError, match="^reference 0: " + no_answer.format(prompt)):
-            cluster.finish(cluster.score(rows[0], pending[0].rollouts))
+            cluster.finish(replace(cluster.score(rows[0], pending[0].rollouts), scores={}))
         rollout = actor_process("rollout-0")
         rollout.suspend()
         with pytest.raises(RunError, match="^rollout 0: " + no_answer.format("load version 1")):
@@ -137,7 +137,6 @@ def test_every_wait_names_who_does_not_answer(local_ray: None, tmp_path: Path) -
             cluster.learn(batch, on_policy=True)
         with pytest.raises(RunError, match="^learner 0: " + no_answer.format("publish version 2")):
             cluster.publish(2)
-        expert.suspend()
     assert not psutil.wait_procs([expert, reference, rollout, learner], timeout=20)[1]
 
 
