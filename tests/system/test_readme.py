@@ -85,10 +85,21 @@ def wait_for_page(url: str, process: subprocess.Popen, log: Path) -> str:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A newcomer's folder after the README's first training command, which has runs for all seeds."""
+    """A newcomer's folder after the README's first training command, which has runs for all seeds.
+
+    `dashboard.html` is what Ray's dashboard showed while it trained.
+    """
     folder = tmp_path_factory.mktemp("newcomer")
     (train,) = (line for line in commands() if line.startswith("python -m t2ir1_ray.train train.seed=0"))
-    run(folder, train)
+    log = folder / "train.log"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    with running(prepared(train), log, cwd=folder, env=env) as process:
+        while not (said := re.search(r"Ray dashboard (http://127\.0\.0\.1:\d+)", log.read_text())):
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.2)
+        (folder / "dashboard.html").write_text(wait_for_page(said[1], process, log))
+        assert process.wait(300) == 0, log.read_text()[-2000:]
+    assert "Traceback" not in log.read_text()
     for seed in (1, 2):
         shutil.copytree(folder / "runs" / "seed0", folder / "runs" / f"seed{seed}")
     return folder
@@ -135,13 +146,7 @@ def test_tensorboard_and_dashboard_answer(place: Path, tmp_path: Path) -> None:
     log = tmp_path / "tensorboard.log"
     with running([*prepared("tensorboard --logdir runs"), f"--port={port}"], log, cwd=place) as process:
         assert "seed0" in wait_for_page(f"http://127.0.0.1:{port}/data/runs", process, log)
-    log = tmp_path / "train.log"
-    train = prepared("python -u -m t2ir1_ray.train journal.name=watched")
-    with running([*train, "train.steps=1000"], log, cwd=place, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
-        while not (said := re.search(r"Ray dashboard (http://127\.0\.0\.1:\d+)", log.read_text())):
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.2)
-        assert "Ray" in wait_for_page(said[1], process, log)
+    assert "Ray" in (place / "dashboard.html").read_text()
 
 
 def test_a_job_on_a_cluster(tmp_path: Path) -> None:
