@@ -70,6 +70,7 @@ def test_filters(visit: Any, run: Path) -> None:
     assert page.locator("#count").inner_text() == "1–8 of 18 groups"
     assert page.locator(".card").count() == 8, "only the groups of this page are in the document"
     assert page.locator(".sample img").first.evaluate("image => image.naturalWidth") == 24
+    assert set(page.locator(".mark").all_inner_texts()) == {"best", "worst"}, "not told by colour alone"
     page.get_by_label("From step").fill("3")
     page.get_by_label("To step").fill("3")
     assert steps(page) == [3, 3, 3]
