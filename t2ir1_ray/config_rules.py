@@ -87,6 +87,7 @@ def check(config: Config) -> None:
         rollout.weight_transfer,
         "NCCL needs learner and rollout actors at once: use object_store with train.mode=async",
     )
+    _require(learner.num_gpus in (0, 1), "learner.num_gpus", learner.num_gpus, "a rank has one GPU, or 0: a CPU")
     _require(max(learner.betas) < 1, "learner.betas", learner.betas, "must be less than 1")
     words = all(isinstance(target, str) for target in learner.lora_targets)
     _require(words, "learner.lora_targets", learner.lora_targets, "must be a list of names")

@@ -20,6 +20,7 @@ MISTAKES = {
     "rollout.group_size=1": "at least 2",
     "learner.ranks=3": "divisible by learner.ranks=3",
     "learner.zero_stage=4": "must be one of 1, 2, 3",
+    "learner.num_gpus=1.5": "a rank has one GPU, or 0",
     "train.steps=0": "greater than 0",
     "rollout.guidance=0.5": "at least 1",
     "policy.plan_template=draw": "lacks {prompt}",
