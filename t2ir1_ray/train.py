@@ -11,7 +11,7 @@ import ray
 from t2ir1_ray import config as configuration
 from t2ir1_ray.config import ClusterConfig, Config
 from t2ir1_ray.entry import Parser, run_entry
-from t2ir1_ray.errors import UserError
+from t2ir1_ray.errors import RunError, UserError
 from t2ir1_ray.resume import check_unchanged
 
 
@@ -39,8 +39,10 @@ def main(arguments: Sequence[str]) -> None:
     connect(config.cluster)
     try:
         train(config, run, resume=options.resume is not None)
-    finally:
-        ray.shutdown()
+    except RunError as error:
+        if "--resume" in str(error) or not any((run / "checkpoints").glob("step_*")):
+            raise
+        raise RunError(f"{error}: go on with --resume {run}") from None
 
 
 def configured(name: str | None, overrides: Sequence[str], resume: Path | None, force: bool) -> tuple[Config, Path]:

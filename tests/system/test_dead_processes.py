@@ -52,6 +52,7 @@ def test_the_only_learner_is_killed(whole: Path, tmp_path: Path) -> None:
     code, errors, seconds = interrupt(folder, 3, kill, *place(folder))
     assert (code, errors.count("\n")) == (1, 1), errors
     assert errors.startswith("error: learner 0: died during")
+    assert errors.endswith(f": go on with --resume {folder}\n")
     assert seconds < 30
     train(config.load(str(folder / "config.yaml")), folder, resume=True)
     assert_same_metrics(metrics(whole), metrics(folder), tolerance=0)

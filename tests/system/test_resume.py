@@ -1,4 +1,4 @@
-"""Runs that are interrupted, and runs whose rollouts go ahead: against the uninterrupted sync run."""
+"""Runs that are interrupted, against the uninterrupted one."""
 
 import json
 import shutil
@@ -94,19 +94,3 @@ def test_actors_that_are_killed_in_mid_run_change_nothing(whole: Path, tmp_path:
     assert not left
     assert metrics(run)[-1]["actors/restarts"] == 3
     assert_same_metrics(metrics(whole), metrics(run), tolerance=0)
-
-
-def test_async_rollouts_overlap_with_learning_and_are_one_version_old(whole: Path, tmp_path: Path) -> None:
-    run = tmp_path / "async"
-    overrides = [f"train.steps={STEPS}", "train.mode=async", "journal.profile=true"]
-    train(small_config(tmp_path / "small.yaml", *overrides), run)
-    found = metrics(run)
-    assert [line["staleness"] for line in found[1:]] == [0, *[1] * (STEPS - 1)]
-    assert found[1]["reward/mean"] == metrics(whole)[1]["reward/mean"]  # the first step is the same in both modes
-    drift = [line["mismatch/image_kl"] for line in found[1:]]
-    assert drift[0] < 1e-6 < min(drift[1:])
-    events = json.loads((run / "trace.json").read_text())["traceEvents"]
-    spans = {(e["name"], e["args"]["step"]): (e["ts"], e["ts"] + e["dur"]) for e in events}
-    for step in range(1, STEPS):
-        learn, ahead = spans["learn", step], spans["rollout", step + 1]
-        assert ahead[0] < learn[1], step  # the next step is sampled while this one is learned
