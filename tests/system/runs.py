@@ -1,6 +1,7 @@
 """Short real trainings on the shapes world, and the comparison of their journals."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -65,7 +66,11 @@ def interrupt(
     """
     command = [sys.executable, "-m", "t2ir1_ray.train", *arguments]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, start_new_session=True, **quiet) as process:
+
+    def heed_ctrl_c() -> None:  # a shell makes what it starts in the background ignore it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, start_new_session=True, preexec_fn=heed_ctrl_c, **quiet) as process:
         driver = psutil.Process(process.pid)
         deadline = time.monotonic() + 240
         while not (has_done(folder, after_step) if after_step is not None else started(driver, "RolloutActor")):
