@@ -23,9 +23,6 @@ def tiny_janus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_janus(tmp_path_factory.mktemp("janus"), seed=0)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What shares the Ray cluster, or a module's fixtures, runs in one worker of pytest-xdist; long tests first."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if "local_ray" in item.fixturenames else item.path.name))
-    items.sort(key=lambda item: ("local_ray" not in item.fixturenames, item.path.parent.name != "system"))
+    """The long tests first: pytest-xdist hands whole files to its workers in this order."""
+    items.sort(key=lambda item: item.path.parent.name != "system")
