@@ -21,8 +21,3 @@ def tiny_janus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_janus import write_tiny_janus
 
     return write_tiny_janus(tmp_path_factory.mktemp("janus"), seed=0)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long tests first: pytest-xdist hands whole files to its workers in this order."""
-    items.sort(key=lambda item: item.path.parent.name != "system")

@@ -53,14 +53,15 @@ def gpus(monkeypatch: pytest.MonkeyPatch, folder: Path, *totals_mib: int) -> Non
 def test_the_command_says_one_line_per_check_and_starts_no_cluster(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    connected = ray.is_initialized()  # other tests may have a cluster in this process
     doctor.main([f"journal.root={tmp_path}"])
     good = capsys.readouterr().out
     assert "learner" in good
     assert "FAIL" not in good
     assert "torch " in good
     assert "deepspeed loads" in good
-    assert not ray.is_initialized()
-    command = [sys.executable, "-m", "t2ir1_ray.doctor", "data.prompts=missing.jsonl", "learner.num_gpus=64"]
+    assert ray.is_initialized() == connected
+    command = [sys.executable, "-m", "t2ir1_ray.doctor", "data.prompts=missing.jsonl", "rollout.num_gpus=64"]
     bad = subprocess.run(
         [*command, f"journal.root={tmp_path}"], capture_output=True, text=True, timeout=120, check=False
     )
@@ -143,15 +144,19 @@ def test_a_cluster_that_does_not_answer_is_named_at_once(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_nodes_of_a_cluster_tell_the_memory_of_their_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process of its own: Ray keeps the token of the first cluster, here one of another home folder."""
     gpus(monkeypatch, tmp_path / "bin", 81920, 40960)
-    ray.init(address="local", num_cpus=1, num_gpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        (node,) = doctor.cluster_nodes()
-    finally:
-        ray.shutdown()
-    assert (node.cpus, node.gpus) == (1, 2)
-    assert [round(total) for total, _ in node.gpu_gb] == [86, 43]
-    assert node.name
+    script = """if True:
+        import dataclasses, json, ray
+        from t2ir1_ray.doctor import cluster_nodes
+        ray.init(address="local", num_cpus=1, num_gpus=2, include_dashboard=False, log_to_driver=False)
+        print(json.dumps([dataclasses.asdict(node) for node in cluster_nodes()]))
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    (node,) = json.loads(done.stdout.splitlines()[-1])
+    assert (node["cpus"], node["gpus"]) == (1, 2)
+    assert [round(total) for total, _ in node["gpu_gb"]] == [86, 43]
+    assert node["name"]
 
 
 def test_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -178,7 +183,8 @@ def test_placement_counts_nodes_and_not_only_sums() -> None:
     (short,) = capacity.placement(config, [Node(64, 7)])
     assert short.level == "FAIL"
     assert "8 GPUs, there are 64 and 7" in short.text
-    wide = load("learner.num_gpus=2", "learner.ranks=1", name="janus_pro_7b")  # six GPUs, two of them together
+    # Six GPUs, two of them together.
+    wide = load("rollout.num_gpus=2", "rollout.actors=1", "learner.ranks=2", name="janus_pro_7b")
     assert levels([*capacity.placement(wide, [Node(8, 1)] * 6)]) == ["FAIL"]
 
 

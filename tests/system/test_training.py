@@ -36,6 +36,8 @@ def test_the_run_folder_holds_what_a_person_looks_for(first: tuple[Path, list[di
     assert "heldout/accuracy" in metrics[-1]
     for line in metrics[1:]:
         assert line.keys() >= KEYS
+        bins = line.pop("mismatch/semantic_histogram"), line.pop("mismatch/image_histogram")
+        assert sum(map(sum, bins)) == line["tokens"]
         assert all(math.isfinite(value) for value in line.values())
         assert line["policy_version"] == line["step"]
         assert line["staleness"] == 0
@@ -43,6 +45,8 @@ def test_the_run_folder_holds_what_a_person_looks_for(first: tuple[Path, list[di
     assert config.load(str(folder / "config.yaml")).train.steps == STEPS
     board = EventAccumulator(str(folder / "tensorboard")).Reload()
     assert [event.step for event in board.Scalars("reward/mean")] == [1, 2, 3]
+    assert {"advantage", "staleness", "log_ratio/semantic", "log_ratio/image"} <= set(board.Tags()["histograms"])
+    assert board.Histograms("log_ratio/image")[-1].histogram_value.num == sum(bins[1])
     assert board.Images("samples")
     dump = pq.read_table(folder / "rollouts" / "step_000002.parquet")
     assert len(dump) == 4 * 8
