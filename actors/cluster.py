@@ -229,7 +229,7 @@ class Cluster:
             pool = self.experts[name]
             found = Scores.from_arrow(wait_for(ref, pool.who(ref), f"score {prompt}", timeout))
             pool.done(ref)
-            scores[name] = ExpertScores(np.asarray(found.score), found.status, found.error)
+            scores[name] = expert_scores(found)
         reference = None
         if self.reference and group.reference:
             answer = wait_for(group.reference, self.reference.who(group.reference), prompt, timeout)
@@ -287,6 +287,11 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def expert_scores(scores: Scores) -> ExpertScores:
+    """What an expert said, as it came over Arrow."""
+    return ExpertScores(np.asarray(scores.score), scores.status, scores.error)
 
 
 def actor_environment(role: Role, runtime_env: dict[str, Any]) -> dict[str, Any]:

@@ -3,16 +3,13 @@
 An async run that goes on without it would sample those steps again, by a newer policy: other figures than before.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
-from actors.cluster import ScoredGroup
-from rewards.base import ExpertScores
-from t2ir1_ray.schema import ReferenceLogprobs, Rollouts, Scores, nest, unnest
+from actors.cluster import ScoredGroup, expert_scores
+from t2ir1_ray.schema import Scores, group_from_arrow, group_to_arrow
 
 FOLDER = "in_flight"
 """Subfolder of a checkpoint, with one Arrow stream per step and one batch per group in it."""
@@ -40,22 +37,10 @@ def read_steps(folder: Path) -> dict[int, tuple[list[ScoredGroup], int]]:
 
 
 def _encode(group: ScoredGroup) -> pa.RecordBatch:
-    """One row per sample: every record of the group side by side, and the prompt as JSON."""
-    scores = {name: Scores(s.scores, s.status, s.errors).to_arrow() for name, s in group.scores.items()}
-    parts = {"rollouts": group.rollouts.to_arrow()} | {f"score/{name}": batch for name, batch in scores.items()}
-    if group.reference:
-        parts["reference"] = group.reference.to_arrow()
-    prompt = pa.array([json.dumps(group.prompt)] * len(group.rollouts))
-    return nest(parts).append_column("prompt", prompt)
+    scores = {name: Scores(s.scores, s.status, s.errors) for name, s in group.scores.items()}
+    return group_to_arrow(group.prompt, group.rollouts, scores, group.reference)
 
 
 def _decode(batch: pa.RecordBatch) -> ScoredGroup:
-    prompt = json.loads(batch["prompt"][0].as_py())
-    parts = unnest(batch.drop_columns(["prompt"]))
-    scores = {}
-    for name, part in parts.items():
-        if name.startswith("score/"):
-            found = Scores.from_arrow(part)
-            scores[name.removeprefix("score/")] = ExpertScores(np.asarray(found.score), found.status, found.error)
-    reference = ReferenceLogprobs.from_arrow(parts["reference"]) if "reference" in parts else None
-    return ScoredGroup(prompt, Rollouts.from_arrow(parts["rollouts"]), scores, reference)
+    prompt, rollouts, scores, reference = group_from_arrow(batch)
+    return ScoredGroup(prompt, rollouts, {name: expert_scores(s) for name, s in scores.items()}, reference)

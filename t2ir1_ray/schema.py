@@ -13,6 +13,7 @@ column types stand beside its fields; `to_arrow` and `from_arrow` are generic ov
 Arrow memory: zero-copy and read-only.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
@@ -179,14 +180,30 @@ def dump_table(
     return pa.table(columns)
 
 
-def nest(batches: Mapping[str, pa.RecordBatch]) -> pa.RecordBatch:
-    """Batches of the same rows side by side, each as one struct column."""
-    return pa.RecordBatch.from_arrays([batch.to_struct_array() for batch in batches.values()], names=list(batches))
+def group_to_arrow(
+    prompt: Mapping[str, Any], rollouts: Rollouts, scores: Mapping[str, Scores], reference: ReferenceLogprobs | None
+) -> pa.RecordBatch:
+    """Everything known about one prompt's samples, one row each: a struct column per record, the prompt as JSON."""
+    records: dict[str, Record] = {"rollouts": rollouts} | {f"score/{name}": score for name, score in scores.items()}
+    if reference:
+        records["reference"] = reference
+    columns = {name: record.to_arrow().to_struct_array() for name, record in records.items()}
+    columns["prompt"] = pa.array([json.dumps(prompt)] * len(rollouts))
+    return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
 
 
-def unnest(batch: pa.RecordBatch) -> dict[str, pa.RecordBatch]:
-    """What `nest` was given."""
-    return {name: pa.RecordBatch.from_struct_array(batch.column(name)) for name in batch.schema.names}
+def group_from_arrow(
+    batch: pa.RecordBatch,
+) -> tuple[dict[str, Any], Rollouts, dict[str, Scores], ReferenceLogprobs | None]:
+    """What `group_to_arrow` was given."""
+
+    def record(kind: type[Record], name: str) -> Any:
+        return kind.from_arrow(pa.RecordBatch.from_struct_array(batch[name]))
+
+    names = batch.schema.names
+    scores = {name.removeprefix("score/"): record(Scores, name) for name in names if name.startswith("score/")}
+    reference = record(ReferenceLogprobs, "reference") if "reference" in names else None
+    return json.loads(batch["prompt"][0].as_py()), record(Rollouts, "rollouts"), scores, reference
 
 
 def _encode_scalars(values: Any, kind: pa.DataType) -> pa.Array:

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
     checked_tensors(config.policy.path, load_config(config.policy.path))
     for line in preflight(config):
         print(line)
-    connect(config.cluster)
+    connect(config.cluster)  # Ray disconnects when the process ends, after its last line
     try:
         train(config, run, resume=options.resume is not None)
     except RunError as error:
