@@ -21,8 +21,7 @@ from actors.rollout import RolloutActor, Sampling
 from rewards.base import ExpertScores
 from t2ir1_ray.config import Config
 from t2ir1_ray.errors import RunError
-from t2ir1_ray.schema import LearnerBatch, ReferenceLogprobs, Rollouts, Scores
-from t2ir1_ray.snapshots import Snapshot
+from t2ir1_ray.records.schema import LearnerBatch, ReferenceLogprobs, Rollouts, Scores
 
 AGAIN = {"retry_exceptions": True}
 """A call that raised is repeated, `reward.retries` times at most: calls are pure, and devices have bad moments."""
@@ -58,6 +57,14 @@ class Published:
     weights: list[ray.ObjectRef]
 
 
+@dataclass(frozen=True)
+class LearnerCheckpoint:
+    """Where the learner's state lies, and how many ranks wrote it."""
+
+    folder: Path
+    ranks: int
+
+
 @dataclass
 class Cluster:
     """Handles of a run's actors. `held` is the policy version that every rollout actor holds."""
@@ -72,24 +79,24 @@ class Cluster:
     stopped: bool = False
 
     @classmethod
-    def start(cls, config: Config, snapshot: Snapshot | None = None) -> Self:
+    def launch(cls, config: Config, checkpoint: LearnerCheckpoint | None = None) -> Self:
         """Reserve resources, start every actor, and return when all have loaded their models.
 
-        snapshot: a checkpoint to set the learner back to; it may come from another number of ranks.
+        checkpoint: what to set the learner back to; it may come from another number of ranks.
 
         Raises UserError if resources or checkpoints do not do, RunError if an actor is not up in time.
         """
         reserved = placement.reserve(config)
         try:
-            cluster = cls._launch(config, reserved)
-            cluster._await_start(snapshot)
+            cluster = cls._spawn(config, reserved)
+            cluster._await_start(checkpoint)
         except BaseException:
             reserved.release()
             raise
         return cluster
 
     @classmethod
-    def _launch(cls, config: Config, reserved: Placement) -> Self:
+    def _spawn(cls, config: Config, reserved: Placement) -> Self:
         by_name = {role.name: role for role in placement.roles(config)}
 
         def spawn(actor_class: type, role: Role, args: Sequence[Any], **options: Any) -> list[Any]:
@@ -139,22 +146,22 @@ class Cluster:
             else None,
         )
 
-    def _await_start(self, snapshot: Snapshot | None) -> None:
+    def _await_start(self, checkpoint: LearnerCheckpoint | None) -> None:
         timeout = self.config.cluster.start_timeout_s
         wait_for_all(
             {who: ref for pool in self._pools() for who, ref in pool.each("__ray_ready__").items()}, "start", timeout
         )
         several = len(self.learners) > 1
         host, port = wait_for(self.learners[0].address.remote(several), "learner 0", "start", timeout)
-        self._on_learners("connect", host, port, timeout=timeout)
-        if snapshot:
-            self._on_learners("restore", str(snapshot.folder), snapshot.ranks, timeout=timeout)
+        self._on_learners("join_ranks", host, port, timeout=timeout)
+        if checkpoint:
+            self._on_learners("restore_state", str(checkpoint.folder), checkpoint.ranks, timeout=timeout)
         if self.config.rollout.weight_transfer == "nccl":
             host, port = wait_for(self.learners[0].address.remote(True), "learner 0", "start", timeout)
             self._on_learners("join_transfer", host, port, self.rollouts.actors, timeout, timeout=timeout)
 
     def publish(self, version: int) -> Published:
-        """The learner's parameters as `version`, in the object store; over NCCL nothing moves before `load`."""
+        """The learner's parameters as `version`, in the object store; over NCCL nothing moves before `push_version`."""
         if self.config.rollout.weight_transfer == "nccl":
             return Published(version, None, [])
         weights, digests = zip(
@@ -163,11 +170,11 @@ class Cluster:
         digest, *_ = self._answers(digests, f"publish version {version}")
         return Published(version, digest, [weights[0]])
 
-    def load(self, published: Published) -> None:
+    def push_version(self, published: Published) -> None:
         """Hand a version to every rollout actor, each confirming version and digest."""
         version, digest = published.version, published.digest
         if published.weights:
-            calls = self.rollouts.each("load", published.weights[0])
+            calls = self.rollouts.each("take_version", published.weights[0])
         else:
             sent = [learner.send.remote(version) for learner in self.learners]
             digest, *_ = self._answers(sent, f"send version {version}")
@@ -247,12 +254,12 @@ class Cluster:
         ]
         return self._answers(calls, "step")[0]
 
-    def save(self, folder: Path) -> None:
+    def write_checkpoint(self, folder: Path) -> None:
         """Write the policy as a plain transformers checkpoint, and beside it the learner's state of all ranks.
 
         Raises RunError if the learner writes to another disk than the one that this process sees.
         """
-        self._on_learners("save", str(folder))
+        self._on_learners("write_checkpoint", str(folder))
         if not (folder / "config.json").is_file():
             raise RunError(f"learner 0: what it wrote to {folder} is not seen here: use a folder that the nodes share")
 

@@ -8,7 +8,7 @@ import torch
 
 from rewards.base import check_finite
 from rewards.experts import load_expert
-from t2ir1_ray.schema import Rollouts, Scores
+from t2ir1_ray.records.schema import Rollouts, Scores
 
 
 class ExpertActor:

@@ -34,8 +34,8 @@ class LearnerActor:
             probe.bind((host, 0))
             return host, probe.getsockname()[1]
 
-    def connect(self, host: str, port: int) -> None:
-        self.rank.connect(host, port)
+    def join_ranks(self, host: str, port: int) -> None:
+        self.rank.join_ranks(host, port)
 
     def step(self, batch: pa.RecordBatch, on_policy: bool) -> dict[str, Any]:
         """One update on this rank's share of the batch; metrics are reduced over ranks."""
@@ -58,11 +58,11 @@ class LearnerActor:
         """Publish over NCCL; returns the digest on rank 0."""
         return self.sender.send(version)
 
-    def save(self, folder: str) -> None:
-        """Write the policy as a checkpoint that plain transformers loads, and beside it what `restore` needs."""
-        self.rank.export(Path(folder))
-        self.rank.save(Path(folder))
+    def write_checkpoint(self, folder: str) -> None:
+        """Write the policy as a checkpoint that plain transformers loads, and beside it what `restore_state` needs."""
+        self.rank.export_policy(Path(folder))
+        self.rank.save_state(Path(folder))
 
-    def restore(self, folder: str, ranks: int) -> None:
-        """Go on where `save` was called on so many ranks: exactly, if they are as many as now."""
-        self.rank.load(Path(folder), ranks)
+    def restore_state(self, folder: str, ranks: int) -> None:
+        """Go on where `write_checkpoint` was called on so many ranks: exactly, if they are as many as now."""
+        self.rank.restore_state(Path(folder), ranks)

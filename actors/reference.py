@@ -4,9 +4,10 @@ import pyarrow as pa
 import torch
 
 from learner.logprobs import score_rollouts
+from learner.packing import Sequences
 from t2ir1_ray.config import PolicyConfig
-from t2ir1_ray.policy import PromptFormat, load_model, load_tokenizer
-from t2ir1_ray.schema import ReferenceLogprobs, Rollouts
+from t2ir1_ray.janus.policy import PromptFormat, load_model, load_tokenizer
+from t2ir1_ray.records.schema import ReferenceLogprobs, Rollouts
 
 
 class ReferenceActor:
@@ -26,10 +27,7 @@ class ReferenceActor:
         samples = Rollouts.from_arrow(rollouts)
         semantic, image = score_rollouts(
             self.model,
-            samples.semantic_prompt_ids,
-            samples.semantic_ids,
-            samples.image_prompt_ids,
-            samples.image_ids,
+            Sequences.of(samples),
             tokens_per_batch=self.tokens_per_batch,
             temperature=self.temperature,
             guidance=self.guidance,

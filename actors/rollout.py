@@ -12,10 +12,10 @@ import torch
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from actors.weights import Weights
-from t2ir1_ray import policy as janus
 from t2ir1_ray.config import PolicyConfig, RolloutConfig
 from t2ir1_ray.errors import RunError
-from t2ir1_ray.schema import PROMPT_SCHEMA, Rollouts
+from t2ir1_ray.janus import policy as janus
+from t2ir1_ray.records.schema import PROMPT_SCHEMA, Rollouts
 
 if TYPE_CHECKING:
     from actors.text_engine import Plan
@@ -72,9 +72,9 @@ class RolloutActor:
         if not awaits_weights:
             self.version = 0
 
-    def load(self, weights: Weights) -> tuple[int, str]:
+    def take_version(self, weights: Weights) -> tuple[int, str]:
         """Replace the trained parameters; returns the version and the digest of what the model took in."""
-        digest = self.engine.load(weights.unpack())
+        digest = self.engine.take_weights(weights.unpack())
         self.version = weights.version
         return self.version, digest
 
@@ -107,7 +107,7 @@ class RolloutActor:
                 raise RunError(
                     f"holds version {self.version} instead of {version}, and NCCL transfers cannot be replayed"
                 )
-            self.load(ray.get(weights[0]))
+            self.take_version(ray.get(weights[0]))
         rows = [prompt for prompt in prompts.cast(PROMPT_SCHEMA).to_pylist() for _ in range(sampling.group_size)]
         samples = self.sample(rows, list(range(sampling.group_size)) * len(prompts), sampling)
         for start in range(0, len(rows), sampling.group_size):
@@ -179,9 +179,9 @@ class RolloutActor:
         return torch.cat([to_pixels(self.vq, ids) for ids in image_ids.split(batch_size)]).numpy()
 
     def _load_checkpoint(self, path: str, config: Any, prefixes: tuple[str, ...]) -> None:
-        """Tensors of these name prefixes into the trunk, and the VQ decoder. What is trained comes by `load`."""
+        """Tensors of these name prefixes into the trunk, and the VQ decoder; what is trained comes later."""
         state = janus.load_state_dict(path)
-        self.engine.load({name: tensor for name, tensor in state.items() if name.startswith(prefixes)})
+        self.engine.take_weights({name: tensor for name, tensor in state.items() if name.startswith(prefixes)})
         self.vq = JanusVQVAE(config.vq_config)
         prefix = "model.vqmodel."
         self.vq.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})

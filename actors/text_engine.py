@@ -43,7 +43,7 @@ class TextEngine:
         nccl_transfer: bool = False,
     ):
         """`max_prompt`, `max_new`: tokens of a prompt and of a plan; `kv_cache_gb`: GiB taken for the KV cache;
-        `nccl_transfer`: updates come over NCCL instead of `load`."""
+        `nccl_transfer`: updates come over NCCL instead of `take_weights`."""
         cpu = not torch.cuda.is_available()
         ModelRegistry.register_model(ARCHITECTURE, JanusTrunk)
         length = max_prompt + max_new
@@ -51,7 +51,7 @@ class TextEngine:
             write_engine_config(config, Path(folder))
             self._llm = LLM(
                 model=folder,
-                load_format="dummy",  # weights come by `load`
+                load_format="dummy",  # weights come by `take_weights`
                 dtype=dtype,
                 seed=0,
                 max_model_len=length,
@@ -72,10 +72,10 @@ class TextEngine:
 
     @property
     def trunk(self) -> JanusTrunk:
-        """The module tree inside the engine. Modules keep their identity over `load`, their tensors may not."""
+        """The module tree inside the engine. Modules keep their identity over `take_weights`, their tensors may not."""
         return self._llm.llm_engine.model_executor.driver_worker.worker.model_runner.get_model()
 
-    def load(self, weights: Mapping[str, Tensor]) -> str:
+    def take_weights(self, weights: Mapping[str, Tensor]) -> str:
         """Replace the given parameters (transformers' names of Janus); returns the digest of what the model took in."""
         self.trunk.received.clear()
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})

@@ -103,6 +103,7 @@ def token_losses(
     ref_logprobs: Tensor,
     advantages: Tensor,
     beta: float,
+    *,
     old_logprobs: Tensor | None = None,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
@@ -148,7 +149,8 @@ def policy_loss(
     kept = mask.bool()
     logprobs, ref_logprobs = logprobs.where(kept, 0.0), ref_logprobs.where(kept, 0.0)
     old_logprobs = None if old_logprobs is None else old_logprobs.where(kept, 0.0)
-    tokens = token_losses(logprobs, ref_logprobs, advantages[:, None], beta, old_logprobs, clip_low, clip_high, kl)
+    options = {"old_logprobs": old_logprobs, "clip_low": clip_low, "clip_high": clip_high, "kl": kl}
+    tokens = token_losses(logprobs, ref_logprobs, advantages[:, None], beta, **options)
     per_token, divergence = tokens.loss.where(kept, 0.0), tokens.kl.where(kept, 0.0)
     count = kept.sum()
     return PolicyLoss(per_token.sum() / count, divergence.sum() / count, per_token)

@@ -5,7 +5,6 @@ kernels), and positions count from each row's first token, so padding changes no
 after one prompt (see `packing`) come with a mask.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from learner.packing import MicroBatch, micro_batches
+from learner.packing import MicroBatch, Sequences, micro_batches
 
 CHUNK = 1 << 24
 """Logits that are held in float32 at one time (64 MiB)."""
@@ -121,10 +120,7 @@ def _visible(branches: Tensor) -> Tensor:
 @torch.inference_mode()
 def score_rollouts(
     model: nn.Module,
-    semantic_prompt_ids: Sequence[np.ndarray],
-    semantic_ids: Sequence[np.ndarray],
-    image_prompt_ids: Sequence[np.ndarray],
-    image_ids: np.ndarray,
+    samples: Sequences,
     tokens_per_batch: int,
     temperature: float = 1.0,
     guidance: float = 1.0,
@@ -134,12 +130,12 @@ def score_rollouts(
 
     pad_id: of the unconditional rows; None: log-probs of images are those of the conditional distribution.
     """
-    borders = np.cumsum([len(ids) for ids in semantic_ids])
+    image_ids = samples.image_ids
+    borders = np.cumsum([len(ids) for ids in samples.semantic_ids])
     plan_tokens = int(borders[-1])
     device = model.lm_head.weight.device
     values = torch.empty(plan_tokens + image_ids.size, dtype=torch.float32, device=device)
-    inputs = semantic_prompt_ids, semantic_ids, image_prompt_ids, image_ids
-    for batch in micro_batches(*inputs, tokens_per_batch, pad_id):
+    for batch in micro_batches(samples, tokens_per_batch, pad_id):
         batch = batch.to(device)
         values[batch.token] = sequence_logprobs(model, batch, temperature, False, guidance).logprobs
     found = values.cpu().numpy()

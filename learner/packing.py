@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from t2ir1_ray.policy import unconditional_ids
+from t2ir1_ray.janus.policy import unconditional_ids
+from t2ir1_ray.records.schema import LearnerBatch, Rollouts
 
 MAX_PADDING = 0.05
 """Of a micro-batch's places: padding costs as much as tokens."""
@@ -65,19 +66,26 @@ class _Row(NamedTuple):
         return len(self.prompts[0]) + sum(len(target.ids) - 1 for target in self.targets)
 
 
-def micro_batches(
-    semantic_prompt_ids: Sequence[np.ndarray],
-    semantic_ids: Sequence[np.ndarray],
-    image_prompt_ids: Sequence[np.ndarray],
-    image_ids: np.ndarray,
-    tokens_per_batch: int,
-    pad_id: int | None = None,
-) -> list[MicroBatch]:
+class Sequences(NamedTuple):
+    """Token ids of N samples; prompts hold at least one id, plans may be empty."""
+
+    semantic_prompt_ids: Sequence[np.ndarray]
+    semantic_ids: Sequence[np.ndarray]
+    image_prompt_ids: Sequence[np.ndarray]
+    image_ids: np.ndarray  # (N, I)
+
+    @classmethod
+    def of(cls, samples: Rollouts | LearnerBatch) -> Self:
+        return cls(samples.semantic_prompt_ids, samples.semantic_ids, samples.image_prompt_ids, samples.image_ids)
+
+
+def micro_batches(samples: Sequences, tokens_per_batch: int, pad_id: int | None = None) -> list[MicroBatch]:
     """Micro-batches of at most `tokens_per_batch` padded tokens (or of one longer sequence), longest first.
 
-    Longest first: what does not fit into memory fails at once. Prompts hold at least one id; image_ids: (N, I).
+    Longest first: what does not fit into memory fails at once.
     pad_id: what fills the unconditional prompts; None: no guidance, one row per image.
     """
+    semantic_prompt_ids, semantic_ids, image_prompt_ids, image_ids = samples
     firsts = np.cumsum([0, *map(len, semantic_ids)])
     plans = map(_Target, semantic_ids, firsts[:-1])
     images = map(_Target, image_ids, firsts[-1] + np.arange(len(image_ids)) * image_ids.shape[1])

@@ -24,13 +24,13 @@ from learner.bicot_grpo import token_losses
 from learner.logprobs import TokenValues, sequence_logprobs
 from learner.lora import adapted_layers, add_lora, save_adapter
 from learner.meter import StepMeter
-from learner.packing import MicroBatch, idle_batch, in_token_order, micro_batches
+from learner.packing import MicroBatch, Sequences, idle_batch, in_token_order, micro_batches
 from learner.schedules import ScheduledValue, schedule
 from learner.universal import universal_checkpoint
 from t2ir1_ray.config import LearnerConfig, PolicyConfig
 from t2ir1_ray.errors import RunError
-from t2ir1_ray.policy import PromptFormat, freeze, load_model, load_tokenizer, save_policy
-from t2ir1_ray.schema import LearnerBatch
+from t2ir1_ray.janus.policy import PromptFormat, freeze, load_model, load_tokenizer, save_policy
+from t2ir1_ray.records.schema import LearnerBatch
 
 CHECKPOINT = "learner"
 """Subfolder of DeepSpeed's own files inside a checkpoint folder."""
@@ -101,7 +101,7 @@ class LearnerRank:
         self.beta = ScheduledValue(config.beta, config.beta_schedule, steps)
         self.pad_id = PromptFormat(load_tokenizer(policy.path), policy).pad_id if guidance != 1.0 else None
 
-    def connect(self, host: str, port: int, timeout_s: float = 600.0) -> None:
+    def join_ranks(self, host: str, port: int, timeout_s: float = 600.0) -> None:
         """Meet the other ranks, load the policy and build optimizer and schedule.
 
         timeout_s: after which a collective operation whose partner is missing fails.
@@ -160,11 +160,11 @@ class LearnerRank:
                 own.reference,
                 own.advantages,
                 beta,
-                None if on_policy else own.sampled,
-                self.config.clip_low,
-                self.config.clip_high,
-                self.config.kl,
-                self._max_ratio(micro_batch),
+                old_logprobs=None if on_policy else own.sampled,
+                clip_low=self.config.clip_low,
+                clip_high=self.config.clip_high,
+                kl=self.config.kl,
+                max_ratio=self._max_ratio(micro_batch),
             )
             loss = (own.weights * losses.loss).sum()
             self.engine.set_gradient_accumulation_boundary(index == len(work) - 1)
@@ -198,7 +198,7 @@ class LearnerRank:
                 state[name] = tensor.to("cpu", copy=True)
         return state if self.rank == 0 else None
 
-    def export(self, folder: Path) -> None:
+    def export_policy(self, folder: Path) -> None:
         """Write a checkpoint that plain transformers loads (rank 0 writes); it is complete when the call returns.
 
         With LoRA its adapters are merged, and stand alone in the subfolder `adapter`.
@@ -213,16 +213,16 @@ class LearnerRank:
                     save_adapter(janus, self.config, folder / "adapter")
         dist.barrier()
 
-    def save(self, folder: Path) -> None:
-        """Write parameters, optimizer and schedule of all ranks, for `load` with the same ranks and ZeRO stage.
+    def save_state(self, folder: Path) -> None:
+        """Write parameters, optimizer and schedule of all ranks, for `restore_state`.
 
         Not atomic: write into a folder of its own and rename that when the call has returned on every rank.
         """
         self.engine.save_checkpoint(str(folder), CHECKPOINT, save_latest=False, exclude_frozen_parameters=True)
         dist.barrier()
 
-    def load(self, folder: Path, ranks: int | None = None) -> None:
-        """Go on where `save` was called on `ranks` ranks (None: as many as now).
+    def restore_state(self, folder: Path, ranks: int | None = None) -> None:
+        """Go on where `save_state` was called on `ranks` ranks (None: as many as now).
 
         Exact on as many ranks; on others through DeepSpeed's universal checkpoint, equal but for rounding. DeepSpeed
         unpickles: only folders that this run wrote.
@@ -262,14 +262,7 @@ class LearnerRank:
 
     def _work(self, data: LearnerBatch) -> list[MicroBatch]:
         """This rank's micro-batches, followed by idle ones up to the number of the busiest rank."""
-        work = micro_batches(
-            data.semantic_prompt_ids,
-            data.semantic_ids,
-            data.image_prompt_ids,
-            data.image_ids,
-            self.config.tokens_per_batch,
-            self.pad_id,
-        )
+        work = micro_batches(Sequences.of(data), self.config.tokens_per_batch, self.pad_id)
         most = torch.tensor(len(work), device=self.engine.device)
         dist.all_reduce(most, dist.ReduceOp.MAX)
         if not most.item():

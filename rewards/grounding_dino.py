@@ -34,6 +34,7 @@ class GroundingDinoExpert(DetectorExpert):
         path: str,
         device: str = "cpu",
         dtype: str = "float32",
+        *,
         compat: Compat = "fixed",
         directions: Directions = "dominant",
         box_threshold: float = 0.3,

@@ -71,6 +71,7 @@ class OrmExpert:
         path: str,
         device: str = "cpu",
         dtype: str = "float32",
+        *,
         temperature: float = 1.0,
         template: str | None = None,
         batch_size: int = 16,

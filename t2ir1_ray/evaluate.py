@@ -27,10 +27,10 @@ from t2ir1_ray.benchmarks.results import Results, against, markdown, read_base, 
 from t2ir1_ray.config import Config, ExpertConfig
 from t2ir1_ray.entry import Parser, run_entry
 from t2ir1_ray.errors import UserError
+from t2ir1_ray.fitting.inventory import is_hub_id, locate
 from t2ir1_ray.generate import check_numbers, check_tokens, checkpoint_config, save_png
-from t2ir1_ray.inventory import is_hub_id, locate
-from t2ir1_ray.schema import PROMPT_SCHEMA, Rollouts
-from t2ir1_ray.textfile import read_text
+from t2ir1_ray.records.schema import PROMPT_SCHEMA, Rollouts
+from t2ir1_ray.records.textfile import read_text
 
 MODES = {"semantic-CoT": True, "prompt only": False}
 PENDING = 64
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str]) -> None:
         config.rollout.guidance if options.cfg is None else options.cfg,
         config.rollout.temperature if options.temperature is None else options.temperature,
     )
-    from t2ir1_ray.policy import PromptFormat, load_tokenizer
+    from t2ir1_ray.janus.policy import PromptFormat, load_tokenizer
 
     check_tokens(
         [item.prompt for item in items], PromptFormat(load_tokenizer(config.policy.path), config.policy), config
@@ -101,9 +101,9 @@ def main(arguments: Sequence[str]) -> None:
     results = Results(options.out or Path("evaluations") / name, made_with)
 
     if any(todo(job, results).values()):
+        from actors.connect import connect
         from t2ir1_ray.benchmarks.devices import Devices
         from t2ir1_ray.benchmarks.judge import Judge
-        from t2ir1_ray.train import connect
 
         connect(config.cluster)
         key = os.environ.get(options.judge_key_env)
@@ -267,7 +267,7 @@ def settings(job: Job, experts: dict[str, ExpertConfig], options: argparse.Names
 
 def _digest(path: str) -> str:
     """Of names, sizes and ends of a checkpoint's files: enough to notice that a folder holds another one now."""
-    from t2ir1_ray.checkpoints import resolve_checkpoint
+    from t2ir1_ray.janus.checkpoints import resolve_checkpoint
 
     state = hashlib.sha256()
     for file in sorted(resolve_checkpoint(path, "policy.path").iterdir()):

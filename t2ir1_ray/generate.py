@@ -27,12 +27,12 @@ from t2ir1_ray import config as configuration
 from t2ir1_ray.config import Config
 from t2ir1_ray.entry import Parser, run_entry
 from t2ir1_ray.errors import UserError
-from t2ir1_ray.prompts import read_prompts
-from t2ir1_ray.textfile import read_lines
+from t2ir1_ray.records.prompts import read_prompts
+from t2ir1_ray.records.textfile import read_lines
 
 if TYPE_CHECKING:
     from actors.rollout import RolloutActor, Sampling
-    from t2ir1_ray.policy import PromptFormat
+    from t2ir1_ray.janus.policy import PromptFormat
 
 TILE_PX = 240
 LINE_PX = 17
@@ -83,7 +83,7 @@ def checkpoint_config(checkpoint: str | None, name: str | None, overrides: Seque
     config.rollout.weight_transfer = "object_store"  # nothing is transferred: no NCCL group is waited for
     if checkpoint is not None:
         config.policy.path = checkpoint
-    from t2ir1_ray.policy import checked_tensors, load_config
+    from t2ir1_ray.janus.policy import checked_tensors, load_config
 
     checked_tensors(config.policy.path, load_config(config.policy.path))
     return config

@@ -1,18 +1,15 @@
 """`python -m t2ir1_ray.train [--config NAME|PATH] [section.key=value ...]`: train a policy on a Ray cluster."""
 
-import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import ray
-
 from t2ir1_ray import config as configuration
-from t2ir1_ray.config import ClusterConfig, Config
+from t2ir1_ray.config import Config
 from t2ir1_ray.entry import Parser, run_entry
 from t2ir1_ray.errors import RunError, UserError
-from t2ir1_ray.resume import check_unchanged
+from t2ir1_ray.journal.resume import check_unchanged
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -29,8 +26,9 @@ def main(arguments: Sequence[str]) -> None:
     config, run = configured(options.config, options.overrides + profile, options.resume, options.force)
 
     # After the configuration is known to be good: these imports take seconds.
+    from actors.connect import connect
     from t2ir1_ray.doctor import preflight
-    from t2ir1_ray.policy import checked_tensors, load_config
+    from t2ir1_ray.janus.policy import checked_tensors, load_config
     from t2ir1_ray.trainer import train
 
     checked_tensors(config.policy.path, load_config(config.policy.path))
@@ -58,26 +56,6 @@ def configured(name: str | None, overrides: Sequence[str], resume: Path | None, 
     if not force:
         check_unchanged(resume, configuration.load(str(stored)), config)
     return config, resume
-
-
-def connect(cluster: ClusterConfig) -> None:
-    """Join the configured Ray cluster, the one of RAY_ADDRESS, or start a local one (dashboard on loopback)."""
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
-    local = (
-        {}
-        if address
-        else {
-            "include_dashboard": cluster.dashboard,
-            "dashboard_host": "127.0.0.1",
-            "object_store_memory": int(cluster.object_store_gb * 2**30) if cluster.object_store_gb else None,
-        }
-    )
-    try:
-        context = ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(f"cluster.address: {address}: {str(error).splitlines()[0]}") from None
-    if context.dashboard_url:
-        print(f"Ray dashboard http://{context.dashboard_url}")
 
 
 if __name__ == "__main__":

@@ -4,16 +4,16 @@ import time
 from functools import partial
 from pathlib import Path
 
-from actors.cluster import Cluster
-from t2ir1_ray.collector import Collector
+from actors.cluster import Cluster, LearnerCheckpoint
 from t2ir1_ray.config import Config
 from t2ir1_ray.errors import RunError
-from t2ir1_ray.experience import assemble
-from t2ir1_ray.heldout import HeldOut
-from t2ir1_ray.journal import Journal
-from t2ir1_ray.prompts import read_prompts
-from t2ir1_ray.resume import ROLLOUTS_S, Termination
-from t2ir1_ray.timeline import Timeline
+from t2ir1_ray.journal.journal import Journal
+from t2ir1_ray.journal.resume import ROLLOUTS_S, Termination
+from t2ir1_ray.loop.collector import Collector
+from t2ir1_ray.loop.experience import assemble
+from t2ir1_ray.loop.heldout import HeldOut
+from t2ir1_ray.loop.timeline import Timeline
+from t2ir1_ray.records.prompts import read_prompts
 
 
 def train(config: Config, run: Path, resume: bool = False) -> None:
@@ -31,29 +31,29 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
         done = saved = snapshot.step if snapshot else 0
         journal.begin_after(done)
         with (
-            Cluster.start(config, snapshot) as cluster,
+            Cluster.launch(config, snapshot and LearnerCheckpoint(snapshot.folder, snapshot.ranks)) as cluster,
             Collector(config, cluster, prompts, timeline) as collector,
         ):
             ahead, accuracy = collector.ahead, None
 
-            def write(folder: Path, timeout_s: float | None = None) -> None:  # all that a checkpoint holds
-                cluster.save(folder)
-                collector.save(folder, done, timeout_s)
+            def write_all(folder: Path, timeout_s: float | None = None) -> None:  # all that a checkpoint holds
+                cluster.write_checkpoint(folder)
+                collector.save_in_flight(folder, done, timeout_s)
 
             termination.defer()
             if snapshot:
-                collector.restore(snapshot.folder)
-            collector.load(cluster.publish(version=done))
+                collector.restore_in_flight(snapshot.folder)
+            collector.request_version(cluster.publish(version=done))
             if heldout and not done:
-                journal.write({"step": 0, "policy_version": 0, **collector.run(heldout.evaluate)})
+                journal.write({"step": 0, "policy_version": 0, **collector.do_between(heldout.evaluate)})
             for step in range(done + 1, min(done + ahead, steps) + 1):
-                collector.start(step)
+                collector.request_step(step)
 
             for step in range(done + 1, steps + 1):
                 begin = time.perf_counter()
                 if step + ahead <= steps:
-                    collector.start(step + ahead)
-                collected = collector.result(step, termination.asked)
+                    collector.request_step(step + ahead)
+                collected = collector.await_step(step, termination.asked)
                 if collected is None:
                     break
                 experience = assemble(collected.groups, config)
@@ -61,9 +61,9 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
                 with timeline("learn", step):
                     update = cluster.learn(experience.batch, on_policy=staleness == 0)
                 with timeline("publish", step):
-                    loaded = collector.load(cluster.publish(version=step))
+                    pushed = collector.request_version(cluster.publish(version=step))
                     if not ahead:
-                        loaded.result()
+                        pushed.result()
 
                 metrics = {"step": step, "policy_version": step, **update, **experience.metrics}
                 metrics |= {"staleness": staleness, "groups/replaced": collected.replaced, **timeline.seconds(step)}
@@ -72,17 +72,17 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
                 metrics["actors/restarts"] = cluster.restarts()
                 metrics["time/step_s"] = time.perf_counter() - begin
                 if heldout and (step % config.eval.every == 0 or step == steps):
-                    metrics |= collector.run(heldout.evaluate)
+                    metrics |= collector.do_between(heldout.evaluate)
                 accuracy = metrics.get("heldout/accuracy")
                 journal.write(metrics, experience)
                 done = step
                 if step == steps or (config.journal.save_every and step % config.journal.save_every == 0):
-                    journal.save(step, accuracy, write)
+                    journal.add_checkpoint(step, accuracy, write_all)
                     saved = step
 
             if termination.asked.is_set():
                 if done > saved:
-                    journal.save(done, accuracy, partial(write, timeout_s=ROLLOUTS_S))
+                    journal.add_checkpoint(done, accuracy, partial(write_all, timeout_s=ROLLOUTS_S))
                 raise RunError(f"asked to end after step {done} of {steps}: go on with --resume {run}")
         if config.journal.profile:
             timeline.write(run / "trace.json")

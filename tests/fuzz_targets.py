@@ -22,7 +22,7 @@ class Prompts:
     ]  # fmt: skip
 
     def __init__(self, scratch: Path):
-        from t2ir1_ray.prompts import read_prompts
+        from t2ir1_ray.records.prompts import read_prompts
 
         self.read = read_prompts
 
@@ -177,8 +177,8 @@ class Checkpoint:
         return buffer.getvalue()
 
     def run(self, folder: Path) -> None:
-        from t2ir1_ray import policy
         from t2ir1_ray.config import PolicyConfig
+        from t2ir1_ray.janus import policy
 
         policy.checked_tensors(str(folder), policy.load_config(str(folder)))
         form = policy.PromptFormat(policy.load_tokenizer(str(folder)), PolicyConfig(path=str(folder)))

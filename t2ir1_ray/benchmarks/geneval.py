@@ -28,7 +28,7 @@ from t2ir1_ray.benchmarks.base import (
 )
 from t2ir1_ray.config import ExpertConfig
 from t2ir1_ray.errors import UserError
-from t2ir1_ray.textfile import read_lines
+from t2ir1_ray.records.textfile import read_lines
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")

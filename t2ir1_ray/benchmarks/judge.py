@@ -12,7 +12,7 @@ from openai import OpenAI, OpenAIError
 from PIL import Image
 
 from t2ir1_ray.errors import RunError
-from t2ir1_ray.schema import Rollouts
+from t2ir1_ray.records.schema import Rollouts
 
 UNREADABLE_RETRIES = 3
 

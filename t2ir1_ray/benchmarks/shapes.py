@@ -6,7 +6,7 @@ from pathlib import Path
 from t2ir1_ray.benchmarks.base import Benchmark, Figure, Item, View, one_per_category
 from t2ir1_ray.config import SHIPPED
 from t2ir1_ray.errors import UserError
-from t2ir1_ray.prompts import read_prompts
+from t2ir1_ray.records.prompts import read_prompts
 from t2ir1_ray.shapes.prompts import parse_prompt
 from t2ir1_ray.shapes.verify import image_follows_plan, verify_image, verify_plan
 

@@ -33,7 +33,7 @@ from t2ir1_ray.benchmarks.base import (
 )
 from t2ir1_ray.config import ExpertConfig
 from t2ir1_ray.errors import UserError
-from t2ir1_ray.textfile import read_lines
+from t2ir1_ray.records.textfile import read_lines
 
 CATEGORIES = ("color", "shape", "texture", "spatial", "non_spatial", "complex", "numeracy")
 ATTRIBUTES = ("color", "shape", "texture")

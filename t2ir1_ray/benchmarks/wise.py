@@ -15,7 +15,7 @@ from typing import Any
 
 from t2ir1_ray.benchmarks.base import Benchmark, Call, Figure, Item, View, need_path, one_per_category
 from t2ir1_ray.errors import UserError
-from t2ir1_ray.textfile import read_text
+from t2ir1_ray.records.textfile import read_text
 
 DOMAINS = {"culture": 400, "time": 567, "space": 700, "biology": 800, "physics": 900, "chemistry": 1000}
 """Domain -> its last prompt_id."""

@@ -13,7 +13,7 @@ from rewards.experts import BAD_CHECKPOINT
 from t2ir1_ray.benchmarks.base import Found
 from t2ir1_ray.benchmarks.geneval import color_crop, select
 from t2ir1_ray.errors import UserError
-from t2ir1_ray.schema import Rollouts
+from t2ir1_ray.records.schema import Rollouts
 
 OWN_KINDS = ("mask2former", "clip")
 

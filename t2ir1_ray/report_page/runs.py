@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from t2ir1_ray.config_rules import one_line
+from t2ir1_ray.config.rules import one_line
 from t2ir1_ray.errors import UserError
 
 

@@ -25,12 +25,12 @@ from rewards.experts import load_expert
 from t2ir1_ray.config import SHIPPED, PolicyConfig
 from t2ir1_ray.entry import Parser, run_entry
 from t2ir1_ray.errors import UserError
-from t2ir1_ray.policy import PromptFormat, load_model, load_tokenizer
-from t2ir1_ray.shapes.expert_training import auc
+from t2ir1_ray.janus.policy import PromptFormat, load_model, load_tokenizer
 from t2ir1_ray.shapes.prompts import prompts_of, sample_rows
-from t2ir1_ray.shapes.sample import accuracy, sample
-from t2ir1_ray.shapes.train_policy import HIDDEN, train_policy
-from t2ir1_ray.shapes.train_vq import reconstruction_quality, train_vq
+from t2ir1_ray.shapes.recipes.expert_training import auc
+from t2ir1_ray.shapes.recipes.sample import accuracy, sample
+from t2ir1_ray.shapes.recipes.train_policy import HIDDEN, train_policy
+from t2ir1_ray.shapes.recipes.train_vq import reconstruction_quality, train_vq
 from t2ir1_ray.shapes.verify import verify_image
 
 EXPERTS = ("hps", "git", "grounding_dino", "orm")
@@ -86,7 +86,7 @@ def _build(stage: str, out: Path, seed: int, progress: Callable[[str], None]) ->
         vq = train_vq(HIDDEN, seed, progress)
         train_policy(vq, out / stage, seed, progress)
         return reconstruction_quality(vq)
-    recipe = import_module(f"t2ir1_ray.shapes.train_{stage}")
+    recipe = import_module(f"t2ir1_ray.shapes.recipes.train_{stage}")
     return recipe.train(out / stage, seed, progress)
 
 

@@ -8,7 +8,7 @@ from transformers import JanusForConditionalGeneration
 
 from actors.image_decoder import ImageDecoder, to_pixels
 from actors.text_engine import Plan, TextEngine
-from t2ir1_ray.policy import freeze
+from t2ir1_ray.janus.policy import freeze
 from tests.tiny_janus import IMAGE_CODES, IMAGE_TOKENS, tiny_model
 
 pytestmark = pytest.mark.slow
@@ -66,7 +66,7 @@ def image_prompts() -> list[list[int]]:
 
 def test_plans_have_transformers_logprobs_and_stop_at_the_end_token(engine: TextEngine) -> None:
     model = tiny_model()
-    engine.load(model.state_dict())
+    engine.take_weights(model.state_dict())
     plans = engine.generate(PROMPTS, seeds=range(4), temperature=1.0, eos_id=EOS)
     assert_plans_match(plans, model)
     for plan in plans:
@@ -81,7 +81,7 @@ def test_plans_have_transformers_logprobs_and_stop_at_the_end_token(engine: Text
 
 
 def test_a_sample_depends_on_its_seed_only(engine: TextEngine) -> None:
-    engine.load(tiny_model().state_dict())
+    engine.take_weights(tiny_model().state_dict())
     together = engine.generate(PROMPTS, seeds=[5, 6, 7, 8], temperature=1.0, eos_id=EOS)
     alone = [engine.generate([p], [s], 1.0, EOS)[0] for p, s in zip(PROMPTS, [5, 6, 7, 8], strict=True)]
     assert [p.ids.tolist() for p in together] == [p.ids.tolist() for p in alone]
@@ -95,7 +95,7 @@ def test_greedy_image_tokens_equal_transformers_before_and_after_an_update(engin
     prompts = image_prompts()
     seen = []
     for model in (tiny_model(0), tiny_model(3)):
-        engine.load(model.state_dict())
+        engine.take_weights(model.state_dict())
         found = decoder.generate(prompts, list(map(unconditional, prompts)), range(4), guidance, temperature=0.0)
         assert found.ids.tolist() == [greedy_image(model, prompt, guidance) for prompt in prompts]
         seen.append(found.ids.tolist())
@@ -104,9 +104,9 @@ def test_greedy_image_tokens_equal_transformers_before_and_after_an_update(engin
 
 def test_a_partial_update_of_the_trained_parameters_reaches_plans_and_images(engine: TextEngine) -> None:
     model = tiny_model(0)
-    engine.load(model.state_dict())
+    engine.take_weights(model.state_dict())
     trained = {name: parameter.detach() for name, parameter in freeze(tiny_model(3)).items()}
-    engine.load(trained)
+    engine.take_weights(trained)
     model.load_state_dict({**model.state_dict(), **trained})
     assert_plans_match(engine.generate(PROMPTS, range(4), 1.0, EOS), model)
     decoder = ImageDecoder(engine.trunk, PAD, IMAGE_TOKENS)
@@ -119,14 +119,14 @@ def test_without_the_prefix_cache_reset_plans_would_be_stale(
     engine: TextEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The check above is able to fail: an update that keeps cached prefixes gives other log-probs than transformers."""
-    engine.load(tiny_model(0).state_dict())
+    engine.take_weights(tiny_model(0).state_dict())
     engine.generate(PROMPTS, range(4), 1.0, EOS)
     monkeypatch.setattr(engine._llm, "reset_prefix_cache", lambda: True)
     model = tiny_model(3)
-    engine.load(model.state_dict())
+    engine.take_weights(model.state_dict())
     plans = engine.generate(PROMPTS, range(4), 1.0, EOS)
     monkeypatch.undo()
-    engine.load(model.state_dict())
+    engine.take_weights(model.state_dict())
     stale = torch.from_numpy(plans[2].logprobs) - plan_logprobs(model, LONG, plans[2].ids.tolist())
     assert stale.abs().max() > 1e-2
     with pytest.raises(AssertionError):
@@ -134,13 +134,13 @@ def test_without_the_prefix_cache_reset_plans_would_be_stale(
 
 
 def test_without_the_push_plans_would_be_stale(engine: TextEngine) -> None:
-    engine.load(tiny_model(0).state_dict())
+    engine.take_weights(tiny_model(0).state_dict())
     with pytest.raises(AssertionError):
         assert_plans_match(engine.generate(PROMPTS, range(4), 1.0, EOS), tiny_model(3))
 
 
 def test_a_ragged_batch_equals_single_samples(engine: TextEngine) -> None:
-    engine.load(tiny_model().state_dict())
+    engine.take_weights(tiny_model().state_dict())
     decoder = ImageDecoder(engine.trunk, PAD, IMAGE_TOKENS)
     prompts = image_prompts()
     together = decoder.generate(prompts, list(map(unconditional, prompts)), range(4), 3.0, 1.0)
@@ -152,7 +152,7 @@ def test_a_ragged_batch_equals_single_samples(engine: TextEngine) -> None:
 
 def test_image_logprobs_are_conditional_ones(engine: TextEngine) -> None:
     model = tiny_model()
-    engine.load(model.state_dict())
+    engine.take_weights(model.state_dict())
     decoder = ImageDecoder(engine.trunk, PAD, IMAGE_TOKENS)
     prompt = image_prompts()[0]
     found = decoder.generate([prompt], [unconditional(prompt)], [9], 5.0, 1.0)
@@ -168,7 +168,7 @@ def test_image_logprobs_are_conditional_ones(engine: TextEngine) -> None:
 def test_sampled_tokens_follow_the_guided_distribution(engine: TextEngine) -> None:
     """First image token of 2,000 images against its probabilities (chi-square over codes, 99.9 % bound)."""
     model = tiny_model(scale=1.5)
-    engine.load(model.state_dict())
+    engine.take_weights(model.state_dict())
     decoder = ImageDecoder(engine.trunk, PAD, num_tokens=1)
     prompt, guidance, count = image_prompts()[0], 2.0, 2000
     rows = torch.tensor([prompt, unconditional(prompt)])

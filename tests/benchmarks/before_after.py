@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from t2ir1_ray.config import SHIPPED, PolicyConfig
-from t2ir1_ray.policy import PromptFormat, load_model, load_tokenizer
-from t2ir1_ray.prompts import read_prompts
-from t2ir1_ray.shapes.sample import sample
+from t2ir1_ray.janus.policy import PromptFormat, load_model, load_tokenizer
+from t2ir1_ray.records.prompts import read_prompts
+from t2ir1_ray.shapes.recipes.sample import sample
 from t2ir1_ray.shapes.verify import verify_image
 
 TASK_TYPES = ("complex", "numeracy", "spatial", "texture")

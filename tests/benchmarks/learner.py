@@ -29,8 +29,8 @@ from transformers import JanusConfig, JanusForConditionalGeneration, JanusVision
 from learner.bicot_grpo import group_advantages, policy_loss, token_weights
 from learner.logprobs import score_rollouts
 from t2ir1_ray.config import LearnerConfig, PolicyConfig
-from t2ir1_ray.policy import freeze, load_model
-from t2ir1_ray.schema import LearnerBatch
+from t2ir1_ray.janus.policy import freeze, load_model
+from t2ir1_ray.records.schema import LearnerBatch
 from tests.ports import free_port
 
 HIDDEN, LAYERS, INTERMEDIATE = 256, 8, 704
@@ -202,6 +202,7 @@ def official_step(policy: Path, reference: Path, variant: Variant, device: str) 
 
 def our_step(policy: Path, reference: Path, variant: Variant, device: str) -> Callable[[LearnerBatch], float]:
     """The reference as its actor runs it, then `LearnerRank.step`; here both in one process, one after the other."""
+    from learner.packing import Sequences
     from learner.rank import LearnerRank
 
     fixed = load_model(str(reference), device=device).requires_grad_(False)
@@ -214,11 +215,10 @@ def our_step(policy: Path, reference: Path, variant: Variant, device: str) -> Ca
         gradient_checkpointing=variant.checkpointing,
     )
     rank = LearnerRank(PolicyConfig(path=str(policy)), config, 0, 1)
-    rank.connect("127.0.0.1", free_port())
+    rank.join_ranks("127.0.0.1", free_port())
 
     def step(batch: LearnerBatch) -> float:
-        inputs = batch.semantic_prompt_ids, batch.semantic_ids, batch.image_prompt_ids, batch.image_ids
-        semantic, image = score_rollouts(fixed, *inputs, REFERENCE_TOKENS)
+        semantic, image = score_rollouts(fixed, Sequences.of(batch), REFERENCE_TOKENS)
         known = replace(batch, semantic_ref_logprobs=semantic, image_ref_logprobs=image)
         return rank.step(known.to_arrow())["loss"]
 

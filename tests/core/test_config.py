@@ -62,6 +62,6 @@ def test_an_unknown_name_lists_the_shipped_ones() -> None:
         config.load("shape")
 
 
-@pytest.mark.parametrize("name", [p.stem for p in Path(config.__file__).parent.joinpath("configs").glob("*.yaml")])
+@pytest.mark.parametrize("name", [p.stem for p in Path(config.__file__).parent.glob("*.yaml")])
 def test_every_shipped_configuration_is_valid(name: str) -> None:
     assert config.load(name).train.steps > 0

@@ -14,14 +14,15 @@ import ray
 import torch
 from safetensors.torch import save_file
 
-from t2ir1_ray import capacity, doctor
 from t2ir1_ray import config as configuration
-from t2ir1_ray.capacity import Check, Node
+from t2ir1_ray import doctor
 from t2ir1_ray.config import Config
 from t2ir1_ray.doctor import preflight
 from t2ir1_ray.errors import UserError
-from t2ir1_ray.inventory import count_parameters, local_gpus
-from t2ir1_ray.memory import Shapes, estimate, published
+from t2ir1_ray.fitting import capacity
+from t2ir1_ray.fitting.capacity import Check, Node
+from t2ir1_ray.fitting.inventory import count_parameters, local_gpus
+from t2ir1_ray.fitting.memory import Shapes, estimate, published
 from tests.ports import free_port
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from t2ir1_ray.experience import share_plans
+from t2ir1_ray.loop.experience import share_plans
 from tests.learner.samples import random_batch
 
 

@@ -14,11 +14,12 @@ from tokenizers import AddedToken
 from rewards.base import read_image
 from rewards.checkpoint import check_shards
 from rewards.experts import load_expert
-from t2ir1_ray import config, policy
+from t2ir1_ray import config
 from t2ir1_ray.config import PolicyConfig
-from t2ir1_ray.prompts import read_prompts
-from t2ir1_ray.resume import check_unchanged, record_inputs
-from t2ir1_ray.snapshots import Snapshots
+from t2ir1_ray.janus import policy
+from t2ir1_ray.journal.resume import check_unchanged, record_inputs
+from t2ir1_ray.journal.snapshots import Snapshots
+from t2ir1_ray.records.prompts import read_prompts
 from tests.core.refusals import refused
 from tests.tiny_janus import tiny_tokenizer
 
@@ -228,7 +229,7 @@ def test_a_hostile_snapshot_is_passed_over(file: str, content: Any, tmp_path: Pa
     (tmp_path / "elsewhere").mkdir()
     snapshots = Snapshots(tmp_path / "elsewhere" / "..", keep_last=2)
     for step in (1, 2):
-        folder = snapshots.save(step, 1, None, lambda folder: (folder / "x").write_bytes(b"x"))
+        folder = snapshots.create(step, 1, None, lambda folder: (folder / "x").write_bytes(b"x"))
     os.mkfifo(folder / "pipe")
     (tmp_path / "step_notes.txt").write_text("mine")
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -241,7 +242,7 @@ def test_a_hostile_snapshot_is_passed_over(file: str, content: Any, tmp_path: Pa
     assert snapshots.newest(said.append, at_most=2).step == 1
     assert len(said) == 1
     assert "\n" not in said[0]
-    snapshots.save(3, 1, None, lambda folder: None)  # the damaged one is no obstacle
+    snapshots.create(3, 1, None, lambda folder: None)  # the damaged one is no obstacle
     assert (tmp_path / "step_000003").is_dir()
     snapshots.forget_after(1)
     assert not {"step_000002", "step_000003"} & {path.name for path in tmp_path.iterdir()}

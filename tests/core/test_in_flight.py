@@ -8,11 +8,11 @@ import pytest
 from actors.cluster import ScoredGroup
 from rewards.base import ExpertScores
 from t2ir1_ray import config
-from t2ir1_ray.collector import Collector
-from t2ir1_ray.in_flight import read_steps, write_step
-from t2ir1_ray.prompts import read_prompts
-from t2ir1_ray.schema import ReferenceLogprobs, Rollouts
-from t2ir1_ray.timeline import Timeline
+from t2ir1_ray.loop.collector import Collector
+from t2ir1_ray.loop.in_flight import read_steps, write_step
+from t2ir1_ray.loop.timeline import Timeline
+from t2ir1_ray.records.prompts import read_prompts
+from t2ir1_ray.records.schema import ReferenceLogprobs, Rollouts
 from tests.core.test_schema import assert_equal
 
 SAMPLES = 3
@@ -89,6 +89,6 @@ def test_what_is_too_old_is_counted_and_not_trained_on(
     write_step(tmp_path, 8, [group(2, version=5)], replaced=0)
     run = config.load("shapes", ["train.mode=async", f"train.max_staleness={max_staleness}"])
     collector = Collector(run, None, read_prompts(run.data.prompts), Timeline())  # no cluster: nothing is sampled
-    collector.restore(tmp_path)
+    collector.restore_in_flight(tmp_path)
     assert sorted(collector._steps) == kept
     assert collector.stale == stale

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from t2ir1_ray import config as configuration
-from t2ir1_ray import journal
 from t2ir1_ray.errors import RunError, UserError
-from t2ir1_ray.journal import METRICS, Journal
+from t2ir1_ray.journal import journal
+from t2ir1_ray.journal.journal import METRICS, Journal
 
 LINE = {"step": 1, "reward/mean": 0.5, "kl": 0.0} | {
     f"time/{p}_s": 1.0 for p in ("rollout", "score", "learn", "publish")

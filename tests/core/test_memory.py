@@ -13,12 +13,12 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from learner import logprobs
 from learner.lora import add_lora
-from learner.packing import micro_batches
+from learner.packing import Sequences, micro_batches
 from t2ir1_ray import config as configuration
-from t2ir1_ray import memory
 from t2ir1_ray.config import Config
-from t2ir1_ray.memory import Shapes
-from t2ir1_ray.policy import freeze
+from t2ir1_ray.fitting import memory
+from t2ir1_ray.fitting.memory import Shapes
+from t2ir1_ray.janus.policy import freeze
 from tests.tiny_janus import tiny_config, tiny_model
 
 HIDDEN, INTERMEDIATE, LAYERS, LENGTH = 128, 344, 4, 256
@@ -180,7 +180,9 @@ def test_activations_are_what_a_micro_batch_holds(case: dict, monkeypatch: pytes
     tokens = rng.integers(7, 20, (4, LENGTH - 3))
     nothing = tokens[:, :0]
     plans, images = (nothing, tokens) if case["images"] else (tokens, nothing)
-    (batch,) = micro_batches(prompts, list(plans), prompts, images, rows * LENGTH, 2 if case["guided"] else None)
+    (batch,) = micro_batches(
+        Sequences(prompts, list(plans), prompts, images), rows * LENGTH, 2 if case["guided"] else None
+    )
     known = [*model.parameters(), *[parameter.grad for parameter in trained]]
     with Peak(known) as peak, torch.inference_mode(not case["gradient"]):
         values = logprobs.sequence_logprobs(model, batch, 1.0, case["gradient"], 3.0 if case["guided"] else 1.0)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from t2ir1_ray import janus_layout, policy
 from t2ir1_ray.config import PolicyConfig
 from t2ir1_ray.errors import UserError
+from t2ir1_ray.janus import layout as janus_layout
+from t2ir1_ray.janus import policy
 from tests.tiny_janus import tiny_model
 
 BOS, EOS, PAD, UNK, BOI = range(5)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t2ir1_ray.errors import UserError
-from t2ir1_ray.prompts import MAX_LINE_BYTES, read_prompts, step_rows
+from t2ir1_ray.records.prompts import MAX_LINE_BYTES, read_prompts, step_rows
 
 ROWS = [
     {

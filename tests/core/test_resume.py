@@ -6,7 +6,7 @@ import pytest
 
 from t2ir1_ray import config
 from t2ir1_ray.errors import UserError
-from t2ir1_ray.resume import check_unchanged, record_inputs
+from t2ir1_ray.journal.resume import check_unchanged, record_inputs
 
 
 def prepared(folder: Path) -> config.Config:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from t2ir1_ray.schema import LearnerBatch, Record, ReferenceLogprobs, Rollouts, Scores
+from t2ir1_ray.records.schema import LearnerBatch, Record, ReferenceLogprobs, Rollouts, Scores
 
 FLOATS = st.floats(-(2.0**100), 2.0**100, width=32)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from t2ir1_ray.errors import RunError
-from t2ir1_ray.snapshots import Snapshots
+from t2ir1_ray.journal.snapshots import Snapshots
 
 
 def write(folder: Path) -> None:
@@ -22,7 +22,7 @@ def steps(root: Path) -> list[str]:
 def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
     snapshots = Snapshots(tmp_path, keep_last=2)
     for step, accuracy in enumerate([0.2, 0.5, None, 0.3, 0.4], start=1):
-        snapshots.save(step, 1, accuracy, write)
+        snapshots.create(step, 1, accuracy, write)
     assert steps(tmp_path) == ["step_000002", "step_000004", "step_000005"]
     newest = snapshots.newest(pytest.fail, at_most=5)
     assert (newest.step, newest.ranks, newest.accuracy) == (5, 1, 0.4)
@@ -31,22 +31,22 @@ def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
 
 def test_a_failed_save_leaves_nothing_and_names_the_reason(tmp_path: Path) -> None:
     snapshots = Snapshots(tmp_path, keep_last=0)
-    snapshots.save(1, 1, None, write)
+    snapshots.create(1, 1, None, write)
 
     def full(folder: Path) -> None:
         write(folder)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(RunError, match="No space left on device: the checkpoints before it are whole"):
-        snapshots.save(2, 1, None, full)
+        snapshots.create(2, 1, None, full)
     assert steps(tmp_path) == ["step_000001"]
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "no manifest", "manifest is no JSON"])
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(damage: str, tmp_path: Path) -> None:
     snapshots = Snapshots(tmp_path, keep_last=0)
-    snapshots.save(1, 1, None, write)
-    folder = snapshots.save(2, 1, None, write)
+    snapshots.create(1, 1, None, write)
+    folder = snapshots.create(2, 1, None, write)
     file, manifest = folder / "learner" / "state.bin", folder / "manifest.json"
     if damage == "flip":
         file.write_bytes(b"mOments")
@@ -67,7 +67,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(damage: str, tmp_pat
 def test_what_a_resumed_run_makes_again_is_removed(tmp_path: Path) -> None:
     snapshots = Snapshots(tmp_path, keep_last=0)
     for step in (2, 4, 6):
-        snapshots.save(step, 1, None, write)
+        snapshots.create(step, 1, None, write)
     (tmp_path / ".step_000008.partial").mkdir()
     snapshots.forget_after(4)
     assert steps(tmp_path) == ["step_000002", "step_000004"]

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from t2ir1_ray import trackers
 from t2ir1_ray.errors import UserError
-from t2ir1_ray.trackers import TRACKERS, Trackers
+from t2ir1_ray.journal import trackers
+from t2ir1_ray.journal.trackers import TRACKERS, Trackers
 
 CONFIG = {
     "train": {"steps": 3, "seed": 0},
@@ -98,7 +98,7 @@ class Fragile:
 
     steps: list[int] = []
 
-    def start(self, run: Path, config: dict, resume_step: int) -> None:
+    def open_run(self, run: Path, config: dict, resume_step: int) -> None:
         self.steps.clear()
 
     def log(self, metrics: dict, step: int) -> None:

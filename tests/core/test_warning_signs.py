@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from t2ir1_ray import config
-from t2ir1_ray.warning_signs import WINDOW, WarningSigns
+from t2ir1_ray.journal.warning_signs import WINDOW, WarningSigns
 
 HEALTHY = {
     "reward/zero_std_groups": 0.1,

@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 
 from t2ir1_ray.config import LearnerConfig, PolicyConfig
-from t2ir1_ray.schema import LearnerBatch
+from t2ir1_ray.records.schema import LearnerBatch
 from tests.ports import free_port
 
 
@@ -102,14 +102,14 @@ def _run(scenario: Scenario, folder: Path, policy: str, rank: int, world: int) -
     metrics = []
     for step in range(scenario.steps):
         if step == scenario.resume_after:
-            learner.save(out / "saved")
+            learner.save_state(out / "saved")
             learner = connected()
-            learner.load(out / "saved")
+            learner.restore_state(out / "saved")
         with pa.OSFile(str(folder / f"{step}.arrow")) as source:
             batch = LearnerBatch.from_arrow(pa.ipc.open_stream(source).read_next_batch())
         metrics.append(learner.step(_shard(batch, rank, world, scenario.first_shard), on_policy=scenario.on_policy))
     (out / f"metrics-{rank}.json").write_text(json.dumps(metrics))
-    learner.export(out / "exported")
+    learner.export_policy(out / "exported")
     state = learner.trainable_state()
     if state is not None:
         torch.save(state, out / "state.pt")

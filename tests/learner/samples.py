@@ -7,8 +7,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from learner.bicot_grpo import token_weights
-from t2ir1_ray.policy import freeze
-from t2ir1_ray.schema import LearnerBatch
+from t2ir1_ray.janus.policy import freeze
+from t2ir1_ray.records.schema import LearnerBatch
 from tests.tiny_janus import IMAGE_CODES, IMAGE_TOKENS, VOCABULARY, tiny_model
 
 SAMPLES, BETA, RATE = 7, 0.05, 1e-3

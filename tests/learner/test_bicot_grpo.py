@@ -157,7 +157,7 @@ def test_kl_estimates_by_hand() -> None:
 def test_clipping_bounds_the_gain_and_stops_the_gradient() -> None:
     logprobs = torch.log(torch.tensor([2.0, 2.0, 0.5, 1.0])).requires_grad_()
     advantages = torch.tensor([1.0, -1.0, 1.0, 1.0])
-    tokens = token_losses(logprobs, logprobs.detach(), advantages, 0.0, torch.zeros(4), 0.2, 0.3)
+    tokens = token_losses(logprobs, logprobs.detach(), advantages, 0.0, old_logprobs=torch.zeros(4), clip_high=0.3)
     assert tokens.loss.tolist() == pytest.approx([-1.3, 2.0, -0.5, -1.0])
     assert tokens.clipped.tolist() == [True, False, False, False]
     tokens.loss.sum().backward()
@@ -167,7 +167,7 @@ def test_clipping_bounds_the_gain_and_stops_the_gradient() -> None:
 def test_truncation_bounds_the_weight_and_keeps_the_gradient() -> None:
     logprobs = torch.log(torch.tensor([4.0, 4.0, 0.5])).requires_grad_()
     advantages, bound = torch.tensor([1.0, -1.0, 1.0]), torch.tensor([2.0, 3.0, 2.0])
-    tokens = token_losses(logprobs, logprobs.detach(), advantages, 0.0, torch.zeros(3), max_ratio=bound)
+    tokens = token_losses(logprobs, logprobs.detach(), advantages, 0.0, old_logprobs=torch.zeros(3), max_ratio=bound)
     assert tokens.loss.tolist() == pytest.approx([-2.0, 3.0, -0.5])
     assert tokens.clipped.tolist() == [True, True, False]
     tokens.loss.sum().backward()

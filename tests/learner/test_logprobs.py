@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from learner import logprobs
 from learner.logprobs import score_rollouts, sequence_logprobs, token_logprobs
-from learner.packing import idle_batch, micro_batches
+from learner.packing import Sequences, idle_batch, micro_batches
 from tests.learner.samples import PAD_ID, SAMPLES, naive_logprobs, random_batch
 from tests.tiny_janus import tiny_model
 
@@ -52,8 +52,8 @@ def test_bfloat16_logits_are_summed_in_float32() -> None:
 @pytest.mark.parametrize("budget", [1, 150, 10_000])
 def test_logprobs_do_not_depend_on_padding_or_batching(budget: int) -> None:
     model, data = tiny_model(0), random_batch(0)
-    inputs = data.semantic_prompt_ids, data.semantic_ids, data.image_prompt_ids, data.image_ids
-    semantic, image = score_rollouts(model, *inputs, tokens_per_batch=budget)
+    inputs = Sequences.of(data)
+    semantic, image = score_rollouts(model, inputs, tokens_per_batch=budget)
     for row in range(SAMPLES):
         with torch.no_grad():
             text, drawn = naive_logprobs(model, vars(data), row)
@@ -64,9 +64,9 @@ def test_logprobs_do_not_depend_on_padding_or_batching(budget: int) -> None:
 @pytest.mark.parametrize("budget", [1, 10_000])
 def test_guided_logprobs_are_those_of_the_mixed_logits(budget: int) -> None:
     model, data = tiny_model(0), random_batch(0)
-    inputs = data.semantic_prompt_ids, data.semantic_ids, data.image_prompt_ids, data.image_ids
-    semantic, image = score_rollouts(model, *inputs, tokens_per_batch=budget, guidance=5.0, pad_id=PAD_ID)
-    plain = score_rollouts(model, *inputs, tokens_per_batch=budget)
+    inputs = Sequences.of(data)
+    semantic, image = score_rollouts(model, inputs, tokens_per_batch=budget, guidance=5.0, pad_id=PAD_ID)
+    plain = score_rollouts(model, inputs, tokens_per_batch=budget)
     for row in range(SAMPLES):
         with torch.no_grad():
             _, drawn = naive_logprobs(model, vars(data), row, guidance=5.0)
@@ -77,13 +77,13 @@ def test_guided_logprobs_are_those_of_the_mixed_logits(budget: int) -> None:
 
 def test_gradients_do_not_depend_on_padding_or_batching() -> None:
     model, data = tiny_model(0), random_batch(1)
-    inputs = data.semantic_prompt_ids, data.semantic_ids, data.image_prompt_ids, data.image_ids
+    inputs = Sequences.of(data)
     weights = torch.randn(sum(map(len, data.semantic_ids)) + data.image_ids.size)
     watched = [model.lm_head.weight, model.get_input_embeddings().weight]
 
     def gradients(budget: int) -> list[torch.Tensor]:
         model.zero_grad()
-        for batch in micro_batches(*inputs, budget):
+        for batch in micro_batches(inputs, budget):
             (sequence_logprobs(model, batch).logprobs * weights[batch.token]).sum().backward()
         return [parameter.grad.clone() for parameter in watched]
 
@@ -93,7 +93,9 @@ def test_gradients_do_not_depend_on_padding_or_batching() -> None:
 
 def test_entropy_and_temperature() -> None:
     model, data = tiny_model(0), random_batch(0)
-    (batch,) = micro_batches(data.semantic_prompt_ids[:1], data.semantic_ids[:1], [], data.image_ids[:0], 10_000)
+    (batch,) = micro_batches(
+        Sequences(data.semantic_prompt_ids[:1], data.semantic_ids[:1], [], data.image_ids[:0]), 10_000
+    )
     values = sequence_logprobs(model, batch, temperature=2.0)
     ids = torch.from_numpy(np.concatenate([data.semantic_prompt_ids[0], data.semantic_ids[0]]).astype(np.int64))
     hidden = model.model.language_model(input_ids=ids[None]).last_hidden_state

@@ -9,7 +9,8 @@ import torch
 
 from rewards import load_expert
 from t2ir1_ray.shapes import train_git, train_grounding_dino, train_hps, train_orm
-from t2ir1_ray.shapes.expert_training import (
+from t2ir1_ray.shapes.prompts import sample_rows
+from t2ir1_ray.shapes.recipes.expert_training import (
     attribute_labels,
     auc,
     crowded_scene,
@@ -19,7 +20,6 @@ from t2ir1_ray.shapes.expert_training import (
     phrase_of,
     picture,
 )
-from t2ir1_ray.shapes.prompts import sample_rows
 from t2ir1_ray.shapes.world import Item, read_scene, render
 
 RECIPES = {"hps": train_hps, "git": train_git, "orm": train_orm, "grounding_dino": train_grounding_dino}

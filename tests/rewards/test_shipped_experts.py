@@ -7,8 +7,8 @@ from rewards import load_expert
 from rewards.ensemble import combine
 from rewards.score import SHIPPED_WEIGHTS
 from t2ir1_ray.shapes.build import base_samples
-from t2ir1_ray.shapes.expert_quality import corrupted_renders, quality
-from t2ir1_ray.shapes.expert_training import auc, folder_bytes
+from t2ir1_ray.shapes.recipes.expert_quality import corrupted_renders, quality
+from t2ir1_ray.shapes.recipes.expert_training import auc, folder_bytes
 
 LEAST_AUC = {"hps": 0.92, "git": 0.8, "grounding_dino": 0.78, "orm": 0.85}
 

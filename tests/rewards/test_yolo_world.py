@@ -11,8 +11,8 @@ import rewards.yolo_world
 from rewards import NonFiniteScore, load_expert
 from rewards.yolo_world import Frame, letterbox
 from t2ir1_ray.errors import UserError
-from t2ir1_ray.shapes.expert_training import crowded_scene
 from t2ir1_ray.shapes.prompts import sample_rows
+from t2ir1_ray.shapes.recipes.expert_training import crowded_scene
 from t2ir1_ray.shapes.world import render
 
 
@@ -42,7 +42,7 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch, tmp_pat
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     pytest.importorskip("ultralytics")
-    from t2ir1_ray.shapes.train_yolo_world import train
+    from t2ir1_ray.shapes.recipes.train_yolo_world import train
 
     folder = tmp_path_factory.mktemp("yolo_world")
     train(folder, seed=0, steps=30)

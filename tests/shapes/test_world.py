@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from rewards.detection import detection_score
 from t2ir1_ray.config import SHIPPED
-from t2ir1_ray.prompts import read_prompts
-from t2ir1_ray.shapes.corrupt import corrupt, random_scene
+from t2ir1_ray.records.prompts import read_prompts
 from t2ir1_ray.shapes.prompts import (
     TASK_TYPES,
     Requirement,
@@ -24,6 +23,7 @@ from t2ir1_ray.shapes.prompts import (
     sample_scene,
     sentence,
 )
+from t2ir1_ray.shapes.recipes.corrupt import corrupt, random_scene
 from t2ir1_ray.shapes.verify import image_follows_plan, verify_image, verify_plan
 from t2ir1_ray.shapes.world import Scene, parse_plan, read_scene, render, write_plan
 

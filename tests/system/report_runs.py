@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from t2ir1_ray import config as configuration
-from t2ir1_ray.schema import Rollouts, dump_table
+from t2ir1_ray.records.schema import Rollouts, dump_table
 
 HOSTILE = "</script><script>document.title='owned'</script><!-- <script> <img src=x onerror='document.title=1'>"
 PROMPTS = ["a red square", "two blue circles", HOSTILE, "a $title $data ${script} cross", "a 緑 triangle 🟢 \u2028"]
@@ -47,7 +47,15 @@ def samples(step: int, prompts: list[int], group: int, edge: int, seed: int) -> 
     texts = [PROMPTS[p] if p < len(PROMPTS) else f"prompt {p}" for p in which]
     tasks = [TASKS[p % len(TASKS)] for p in which]
     scores = {"hps": rewards / 2, "<b>orm</b>": rewards / 2}
-    return dump_table(rollouts, texts, tasks, [png(image) for image in pixels], scores, rewards, advantages)
+    return dump_table(
+        rollouts,
+        prompts=texts,
+        task_types=tasks,
+        images=[png(image) for image in pixels],
+        scores=scores,
+        rewards=rewards,
+        advantages=advantages,
+    )
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from t2ir1_ray import config
-from t2ir1_ray.in_flight import read_steps
+from t2ir1_ray.loop.in_flight import read_steps
 from t2ir1_ray.trainer import train
 from tests.system.runs import assert_same_metrics, metrics, small_config
 

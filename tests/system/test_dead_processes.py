@@ -16,8 +16,8 @@ from actors.cluster import Cluster, Published
 from actors.rollout import Sampling
 from t2ir1_ray import config
 from t2ir1_ray.errors import RunError
-from t2ir1_ray.experience import assemble
-from t2ir1_ray.prompts import read_prompts
+from t2ir1_ray.loop.experience import assemble
+from t2ir1_ray.records.prompts import read_prompts
 from t2ir1_ray.trainer import train
 from tests.system.runs import (
     actor_process,
@@ -107,8 +107,8 @@ def test_every_wait_names_who_does_not_answer(local_ray: None, tmp_path: Path) -
     rows = prompts.to_pylist()
     sampling = Sampling(4, 1.0, 1.0, seed=0, stream="step 1")
 
-    with Cluster.start(settings) as cluster:
-        cluster.load(cluster.publish(0))
+    with Cluster.launch(settings) as cluster:
+        cluster.push_version(cluster.publish(0))
         pending = [cluster.score(rows[row], samples) for row, samples in cluster.sample(prompts, sampling, 2)]
         batch = assemble([cluster.finish(group) for group in pending], settings).batch
         weights = cluster.publish(1)
@@ -129,7 +129,7 @@ def test_every_wait_names_who_does_not_answer(local_ray: None, tmp_path: Path) -
         rollout = actor_process("rollout-0")
         rollout.suspend()
         with pytest.raises(RunError, match="^rollout 0: " + no_answer.format("load version 1")):
-            cluster.load(weights)
+            cluster.push_version(weights)
         with pytest.raises(RunError, match=r"^rollout 0: no group of step 1 within 1 s \(waited since ..:..:..\)$"):
             list(cluster.sample(prompts, sampling, 1))
         learner = actor_process("learner-0")

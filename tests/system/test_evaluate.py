@@ -24,7 +24,7 @@ LIMIT = 24
 
 @pytest.fixture(autouse=True)
 def _connected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("t2ir1_ray.train.connect", lambda cluster: None)
+    monkeypatch.setattr("actors.connect.connect", lambda cluster: None)
 
 
 def lines(out: Path) -> list[str]:
@@ -40,7 +40,7 @@ def finished(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole evaluation on the shapes world."""
     out = tmp_path_factory.mktemp("evaluate") / "shapes"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("t2ir1_ray.train.connect", lambda cluster: None)
+        patch.setattr("actors.connect.connect", lambda cluster: None)
         evaluate.main(["--benchmark", "shapes", "--limit", str(LIMIT), "--out", str(out), "--seeds", "0", "1"])
     return out
 

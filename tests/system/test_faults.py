@@ -14,7 +14,7 @@ from actors.cluster import AGAIN
 from actors.expert import ExpertActor
 from rewards.score import SHIPPED_WEIGHTS
 from t2ir1_ray.errors import RunError
-from t2ir1_ray.schema import Rollouts, Scores
+from t2ir1_ray.records.schema import Rollouts, Scores
 from tests.system.runs import assert_same_metrics, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]

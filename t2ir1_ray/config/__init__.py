@@ -1,0 +1,39 @@
+"""What a run is told: sections with defaults, the shipped YAML files, and the rules that a configuration must fulfil.
+
+`load` reads and checks one; every other module takes the sections that it needs.
+"""
+
+from t2ir1_ray.config.loading import FILE, SHIPPED, load, save
+from t2ir1_ray.config.sections import (
+    ClusterConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    ExpertConfig,
+    JournalConfig,
+    LearnerConfig,
+    PolicyConfig,
+    ReferenceConfig,
+    RewardConfig,
+    RolloutConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "FILE",
+    "SHIPPED",
+    "ClusterConfig",
+    "Config",
+    "DataConfig",
+    "EvalConfig",
+    "ExpertConfig",
+    "JournalConfig",
+    "LearnerConfig",
+    "PolicyConfig",
+    "ReferenceConfig",
+    "RewardConfig",
+    "RolloutConfig",
+    "TrainConfig",
+    "load",
+    "save",
+]

@@ -1,0 +1,343 @@
+"""How much memory each role of a run takes on its GPU: estimates from the policy's shapes, before anything starts.
+
+GB are 1e9 bytes. A part is either sure (allocated whatever the data are) or the most that prompts and plans of the
+longest permitted length lead to. What no formula knows, CUDA's context and the allocator's gaps, is an allowance.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import JanusConfig, JanusForConditionalGeneration
+
+from t2ir1_ray.config import Config
+from t2ir1_ray.fitting.inventory import GB
+from t2ir1_ray.janus import layout as janus_layout
+from t2ir1_ray.janus.policy import image_size
+
+CONTEXT_GB = 1.0
+"""Allowance for a process on a GPU: CUDA context, cuBLAS and NCCL buffers, gaps between allocations."""
+GRAPHS_GB = 1.5
+"""Allowance for vLLM: CUDA graphs and its sampler."""
+PROCESS_GB = 0.7
+"""Of an actor without a GPU: Python with torch and vLLM or DeepSpeed; experts were measured to take half of it."""
+BUCKET = 500_000_000
+"""Elements of DeepSpeed's reduce bucket at most (`reduce_bucket_size`, see learner/rank.py)."""
+LIVE = 1_000_000_000
+"""Parameters that ZeRO-3 holds gathered (`stage3_max_live_parameters`), and its `sub_group_size`."""
+CHUNK = 1 << 24
+"""Logits in float32 at one time, as in learner/logprobs.py."""
+VQ_BATCH, VQ_MAPS = 64, 4
+"""Images that become pixels at once (actors/rollout.py), and feature maps of full size while they do: three were
+measured, one is for the convolution's workspace."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One item of a role's memory."""
+
+    name: str
+    gb: float
+    sure: bool = True  # else the most that lengths permit
+
+
+@dataclass(frozen=True)
+class RoleMemory:
+    """What one actor of a role takes. known: False where a checkpoint is not here to be measured."""
+
+    role: str
+    actors: int
+    gpus: float  # of each actor
+    parts: tuple[Part, ...]
+    known: bool = True
+
+    @property
+    def total(self) -> float:
+        return sum(part.gb for part in self.parts)
+
+    @property
+    def sure(self) -> float:
+        return sum(part.gb for part in self.parts if part.sure)
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Sizes of a Janus policy. Counts are parameters."""
+
+    language: int  # language model with embeddings and head: all that is trained without LoRA
+    generation: int  # embeddings, aligner and head of image tokens: frozen, used by every role
+    understanding: int  # vision tower and aligner: the reference loads them, nothing uses them
+    vq: int
+    largest: int  # parameter
+    adapted: Mapping[str, int]  # name of a linear layer -> inputs + outputs, summed over layers: LoRA's size per rank
+    layers: int
+    hidden: int
+    intermediate: int
+    keys: int  # width of keys, and of values
+    vocabulary: int
+    codes: int
+    image_tokens: int
+    image_side: int
+    vq_channels: int
+
+    @classmethod
+    def of(cls, config: JanusConfig) -> "Shapes":
+        """Counted on a model without memory (torch's meta device)."""
+        with torch.device("meta"):
+            model = JanusForConditionalGeneration(config)
+        count: Counter[str] = Counter()
+        for name, parameter in model.named_parameters():
+            count[name.removeprefix("model.").split(".")[0]] += parameter.numel()
+        adapted: Counter[str] = Counter()
+        for name, module in model.model.language_model.named_modules():
+            if isinstance(module, torch.nn.Linear):
+                adapted[name.rsplit(".", 1)[-1]] += module.in_features + module.out_features
+        text, vq = config.text_config, config.vq_config
+        image_tokens, side = image_size(config)
+        return cls(
+            language=count["language_model"] + count["lm_head"],
+            generation=sum(number for name, number in count.items() if name.startswith("generation_")),
+            understanding=count["vision_model"] + count["aligner"],
+            vq=count["vqmodel"],
+            largest=max(parameter.numel() for parameter in model.parameters()),
+            adapted=dict(adapted),
+            layers=text.num_hidden_layers,
+            hidden=text.hidden_size,
+            intermediate=text.intermediate_size,
+            keys=text.num_key_value_heads * text.head_dim,
+            vocabulary=text.vocab_size,
+            codes=vq.num_embeddings,
+            image_tokens=image_tokens,
+            image_side=side,
+            vq_channels=vq.base_channels,
+        )
+
+
+def published(path: str) -> JanusConfig | None:
+    """Configuration of Janus-Pro-1B or -7B by the name that `path` ends in, for when the checkpoint is not here."""
+    text = {
+        "janus-pro-1b": {
+            "hidden_size": 2048,
+            "intermediate_size": 5632,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+        },
+        "janus-pro-7b": {"hidden_size": 4096, "num_hidden_layers": 30},
+    }.get(path.rstrip("/").rsplit("/", 1)[-1].lower())
+    if text is None:
+        return None
+    hidden = text["hidden_size"]
+    return janus_layout.hf_config(
+        {
+            "language_config": {"vocab_size": 102400, **text},
+            "vision_config": {"params": {}},
+            "aligner_config": {"params": {"depth": 2, "input_dim": 1024}},
+            "gen_vision_config": {"params": {"image_token_size": 16384, "n_embed": 8}},
+            "gen_aligner_config": {"params": {"depth": 2, "n_embed": hidden}},
+            "gen_head_config": {"params": {"image_token_embed": hidden}},
+        }
+    )
+
+
+def published_parameters(path: str) -> int | None:
+    """Of the recipe's expert models by the name that `path` ends in, for when the checkpoint is not here."""
+    return {
+        "hps_v2.1_compressed.pt": 986_000_000,
+        "git-large-vqav2": 395_000_000,
+        "blip-vqa-capfilt-large": 361_000_000,
+        "grounding-dino-tiny": 172_000_000,
+        "yolov8x-worldv2.pt": 73_000_000,
+        "orm-t2i-r1": 8_030_000_000,
+    }.get(path.rstrip("/").rsplit("/", 1)[-1].lower())
+
+
+def estimate(config: Config, shapes: Shapes, expert_parameters: Mapping[str, int | None]) -> list[RoleMemory]:
+    """A row per role of `actors.placement.roles`. expert_parameters: None where they are not known.
+
+    Of an expert its weights only: what a batch of images takes depends on its architecture.
+    """
+    rollout, learner, reference = config.rollout, config.learner, config.reference
+    rows = [
+        RoleMemory("learner", learner.ranks, learner.num_gpus, learner_parts(config, shapes)),
+        RoleMemory("rollout", rollout.actors, rollout.num_gpus, rollout_parts(config, shapes)),
+    ]
+    if learner.beta > 0:
+        rows.append(RoleMemory("reference", 1, reference.num_gpus, reference_parts(config, shapes)))
+    for name, expert in config.experts.items():
+        count = expert_parameters.get(name)
+        weights = Part("weights", (count or 0) * _width(expert.dtype) / GB)
+        parts = (weights, Part("CUDA", CONTEXT_GB))
+        rows.append(RoleMemory(f"expert-{name}", expert.replicas, expert.num_gpus, parts, known=count is not None))
+    return [row if row.gpus else replace(row, parts=_on_cpu(row.parts)) for row in rows]
+
+
+def trained_parameters(config: Config, shapes: Shapes) -> int:
+    """Without LoRA the language model; with LoRA r (inputs + outputs) of every linear layer that has an adapter."""
+    rank = config.learner.lora_rank
+    if not rank:
+        return shapes.language
+    return rank * sum(shapes.adapted.get(name, 0) for name in config.learner.lora_targets)
+
+
+def state_bytes(trained: int, frozen: int, stage: int, ranks: int, dtype: str) -> tuple[float, float, float]:
+    """(parameters, gradients, optimizer) of one of N ranks, for P trained and F frozen parameters of w bytes.
+
+    - parameters: w (P + F), with ZeRO-3 w (P + F) / N;
+    - gradients, added up in float32: 4 P, from ZeRO-2 on 4 P / N;
+    - a float32 master copy and two moments: 12 P / N.
+
+    Agrees with what DeepSpeed 0.19.8 was measured to hold on one rank, in every stage and both dtypes.
+    """
+    parameters = _width(dtype) * (trained + frozen) / (ranks if stage == 3 else 1)
+    gradients = 4 * trained / (ranks if stage >= 2 else 1)
+    return parameters, gradients, 12 * trained / ranks
+
+
+def layer_bytes(shapes: Shapes, width: int) -> tuple[int, int]:
+    """Of one decoder layer and one token: (kept for the backward pass, added by that pass at its largest).
+
+    Kept: two RMSNorms (4 + 2 w) H each, queries and attention's output 2 w H, keys and values 2 w K, and the MLP's
+    gate, its SiLU, up and their product 4 w I. Added: the gradients of three of the MLP's arrays, 3 w I.
+    """
+    kept = 2 * (4 + 2 * width) * shapes.hidden + 2 * width * (shapes.hidden + shapes.keys)
+    return kept + 4 * width * shapes.intermediate, 3 * width * shapes.intermediate
+
+
+def head_bytes(shapes: Shapes, width: int, guided: bool, gradient: bool = True) -> int:
+    """Logits that one place of a micro-batch costs at most, as if each predicted a token.
+
+    A plan token: w V, twice with the gradient. An image token: as much of C codes. Under guidance an image token is
+    two places, whose logits are mixed in float32: 24 C bytes with, 20 C without gradients, half of that per place.
+    """
+    copies = 2 if gradient else 1
+    image = (12 if gradient else 10) * shapes.codes if guided else copies * width * shapes.codes
+    return max(copies * width * shapes.vocabulary, image)
+
+
+def learner_work(config: Config, shapes: Shapes) -> float:
+    """Bytes of a micro-batch of T places at its largest, beside state and buffers.
+
+    With gradient checkpointing w T H per layer, and then either one layer recomputed (`layer_bytes`) or the last norm
+    (4 + 3 w) T H and the heads (`head_bytes`); without it every layer's arrays, the last norm and the heads.
+    """
+    learner, width = config.learner, _width(config.learner.dtype)
+    kept, added = layer_bytes(shapes, width)
+    last = (4 + 3 * width) * shapes.hidden
+    heads = head_bytes(shapes, width, _guided(config))
+    if learner.gradient_checkpointing:
+        place = width * shapes.hidden * shapes.layers + max(kept + added, last + heads)
+    else:
+        place = kept * shapes.layers + last + max(added, heads)
+    return place * learner.tokens_per_batch + 3 * 4 * min(CHUNK, learner.tokens_per_batch * shapes.vocabulary)
+
+
+def learner_parts(config: Config, shapes: Shapes) -> tuple[Part, ...]:
+    """State (`state_bytes`), DeepSpeed's buffers, and the larger of two peaks that do not meet: the activations of a
+    micro-batch (`learner_work`), and the optimizer's step.
+
+    - step: Adam's square root, 4 P / N; with ZeRO-3 also the gradient's flat copy, for 1e9 parameters at a time;
+    - buffers: the reduce bucket in float32 and the largest gradient in both dtypes; ZeRO-1 in bfloat16 has no bucket;
+      ZeRO-3 has one and its float32 copy, and gathers at most 1e9 parameters (none on one rank).
+    """
+    learner, ranks = config.learner, config.learner.ranks
+    width, stage = _width(learner.dtype), learner.zero_stage
+    trained = trained_parameters(config, shapes)
+    frozen = shapes.generation + (shapes.language if learner.lora_rank else 0)
+    parameters, gradients, optimizer = state_bytes(trained, frozen, stage, ranks, learner.dtype)
+    largest, step = min(shapes.largest, trained), 4 * trained / ranks
+    if stage == 3:
+        gathered = width * min(LIVE, trained + frozen) if ranks > 1 else 0
+        buffers = (width + 4) * min(BUCKET, trained) + gathered
+        step = 8 * min(LIVE + largest, trained / ranks)
+    elif stage == 1 and width == 2:
+        buffers = width * largest
+    else:
+        buffers = 4 * min(BUCKET, trained) + (4 + width) * largest
+    work = learner_work(config, shapes)
+    return (
+        Part("parameters", parameters / GB),
+        Part("gradients", gradients / GB),
+        Part("optimizer", optimizer / GB),
+        Part("buffers", buffers / GB),
+        Part("optimizer step", step / GB) if step > work else Part("activations", work / GB, sure=False),
+        Part("CUDA", CONTEXT_GB),
+    )
+
+
+def rollout_parts(config: Config, shapes: Shapes) -> tuple[Part, ...]:
+    """Weights, the text engine's KV cache, and what decoding the images of one call takes.
+
+    - weights: w (language model + generation modules), and the VQ model in float32;
+    - image KV cache: 2 w K per layer, row and column; rows: prompts_per_call x group_size images (max_sequences in
+      evaluations), twice under guidance; columns: the image's tokens for sure, and prompt and plan before them;
+    - prefill: w (3 I + 3 H) for every token of prompts and plans;
+    - pixels, when the image KV cache is free again: of 64 images at a time, four float32 maps of the full size and the
+      VQ model's base width.
+    """
+    rollout, width = config.rollout, _width(config.policy.dtype)
+    images = rollout.prompts_per_call * rollout.group_size
+    if config.eval.every:
+        images = max(images, rollout.max_sequences)
+    rows = images * (2 if rollout.guidance != 1 else 1)
+    column = 2 * width * shapes.keys * shapes.layers * rows
+    before = config.policy.max_prompt_tokens + config.policy.max_plan_tokens
+    long = (column + rows * width * 3 * (shapes.intermediate + shapes.hidden)) * before
+    pixels = min(VQ_BATCH, images) * shapes.image_side**2 * shapes.vq_channels * 4 * VQ_MAPS
+    images_sure = max(column * shapes.image_tokens, pixels)
+    return (
+        Part("weights", (width * (shapes.language + shapes.generation) + 4 * shapes.vq) / GB),
+        Part("KV cache", rollout.kv_cache_gb * 2**30 / GB),
+        Part("image KV cache" if images_sure > pixels else "pixels", images_sure / GB),
+        Part("long prompts", max(column * shapes.image_tokens + long - images_sure, 0) / GB, sure=False),
+        Part("CUDA, graphs", CONTEXT_GB + GRAPHS_GB),
+    )
+
+
+def reference_parts(config: Config, shapes: Shapes) -> tuple[Part, ...]:
+    """The whole model in the policy's dtype, and a micro-batch without gradients: w (3 I + 2 H) + 8 H per place for a
+    layer, or 8 H and the heads."""
+    width, places = _width(config.policy.dtype), config.reference.tokens_per_batch
+    weights = width * (shapes.language + shapes.generation + shapes.understanding + shapes.vq)
+    layer = width * (3 * shapes.intermediate + 2 * shapes.hidden)
+    heads = head_bytes(shapes, width, _guided(config), gradient=False)
+    work = (max(layer, heads) + 8 * shapes.hidden) * places + 3 * 4 * min(CHUNK, places * shapes.vocabulary)
+    return (
+        Part("weights", weights / GB),
+        Part("activations", work / GB, sure=False),
+        Part("CUDA", CONTEXT_GB),
+    )
+
+
+def published_bytes(config: Config, shapes: Shapes) -> int:
+    """Of one policy version in the object store: what training changes, in the learner's dtype. Adapters are merged,
+    so that LoRA saves the embeddings and the head only."""
+    width = _width(config.learner.dtype)
+    return width * (shapes.language - (2 * shapes.vocabulary * shapes.hidden if config.learner.lora_rank else 0))
+
+
+def table(rows: Sequence[RoleMemory]) -> str:
+    """One line per role: GB of one actor at most, and its parts."""
+    lines = [f"{'role':<24}{'actors':>7}{'GPU each':>10}{'GB each':>9}  of which"]
+    for row in rows:
+        parts = ", ".join(f"{part.name} {part.gb:.1f}" for part in row.parts if part.gb >= 0.05)
+        total = f"{row.total:.1f}" if row.known else "?"
+        lines.append(f"{row.role:<24}{row.actors:>7}{row.gpus:>10g}{total:>9}  {parts if row.known else 'not here'}")
+    return "\n".join(lines)
+
+
+def amount(gb: float) -> str:
+    return f"{gb:.3g} GB" if gb >= 0.1 else f"{1000 * gb:.3g} MB"
+
+
+def _on_cpu(parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    return (*(part for part in parts if not part.name.startswith("CUDA")), Part("process", PROCESS_GB))
+
+
+def _guided(config: Config) -> bool:
+    return config.learner.image_logprobs == "guided" and config.rollout.guidance != 1
+
+
+def _width(dtype: str) -> int:
+    return 4 if dtype == "float32" else 2

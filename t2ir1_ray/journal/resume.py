@@ -1,0 +1,98 @@
+"""Going on with a run that was interrupted: is it still the same run, and did someone ask it to stop."""
+
+import hashlib
+import json
+import signal
+import threading
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+from t2ir1_ray.config import Config
+from t2ir1_ray.config.rules import leaves
+from t2ir1_ray.errors import UserError
+
+INPUTS = "inputs.json"
+ROLLOUTS_S = 10
+"""How long a run that was asked to end waits for steps ahead of the learner: spot instances leave it 30 s in all."""
+FREE_SECTIONS = ("cluster", "journal")
+FREE_KEYS = ("rollout.actors", "learner.ranks")
+FREE_PARTS = ("num_gpus", "num_cpus", "replicas", "runtime_env")
+"""What may change when a run goes on: where things run and what is written down, nothing that its figures depend on."""
+
+
+def record_inputs(run: Path, config: Config) -> None:
+    """Remember the contents of the prompt files."""
+    (run / INPUTS).write_text(json.dumps(_inputs(config), indent=1) + "\n")
+
+
+def check_unchanged(run: Path, stored: Config, config: Config) -> None:
+    """Raises UserError with every difference that would change the figures of the run that goes on."""
+    before, now = dict(leaves(asdict(stored))), dict(leaves(asdict(config)))
+    changes = [
+        f"{key}: {before.get(key)!r:.80} is now {now.get(key)!r:.80}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not _free(key)
+    ]
+    known = _known(run)
+    changes += [
+        f"{path}: other contents than before" for path, sha in _inputs(config).items() if known.get(path) != sha
+    ]
+    if changes:
+        raise UserError(
+            f"--resume: this is not the run that {run} holds ({'; '.join(changes)}): undo it, or add --force"
+        )
+
+
+def _known(run: Path) -> dict[str, Any]:
+    try:
+        known = json.loads((run / INPUTS).read_bytes()) if (run / INPUTS).is_file() else {}
+    except (OSError, ValueError, RecursionError):
+        known = None
+    if not isinstance(known, dict):
+        raise UserError(f"--resume: {run / INPUTS} is no JSON object: restore it, or add --force")
+    return known
+
+
+def _free(key: str) -> bool:
+    return key.split(".")[0] in FREE_SECTIONS or key in FREE_KEYS or not set(key.split(".")).isdisjoint(FREE_PARTS)
+
+
+def _inputs(config: Config) -> dict[str, str]:
+    paths = [config.data.prompts, *([config.eval.prompts] if config.eval.prompts else [])]
+    try:
+        return {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths}
+    except OSError as error:
+        raise UserError(f"data.prompts, eval.prompts: {error.filename}: {error.strerror}") from None
+
+
+class Termination:
+    """SIGTERM as a request to save and end: what a spot instance gets before it is taken away, and a stopped Ray job.
+
+    Until `defer` there is nothing to save, and the signal is that of Ctrl-C. Install it after `ray.init`, which
+    has a handler of its own. Off the main thread, where Python allows no handlers, nobody asks.
+    """
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self._deferred = False
+
+    def defer(self) -> None:
+        """From now on the signal only sets `asked`."""
+        self._deferred = True
+
+    def __enter__(self) -> Self:
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            self._before = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._main:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if not self._deferred:
+            raise KeyboardInterrupt  # the only exception that Ray's waits let through
+        self.asked.set()

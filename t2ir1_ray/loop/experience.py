@@ -1,0 +1,163 @@
+"""From scored groups to what the learner trains on: rewards, dropped samples, advantages, token weights, metrics."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from actors.cluster import ScoredGroup
+from learner.bicot_grpo import nested_advantages, ragged_advantages, token_weights
+from rewards.base import ExpertScores
+from rewards.ensemble import combine, insight
+from t2ir1_ray.config import Config
+from t2ir1_ray.errors import RunError
+from t2ir1_ray.records.schema import LearnerBatch, ReferenceLogprobs, Rollouts
+
+
+@dataclass(frozen=True)
+class Experience:
+    """One step's samples (N, all of them) and the part of them that is trained on."""
+
+    rollouts: Rollouts  # N
+    prompts: list[str]  # N
+    task_types: list[str]  # N
+    scores: dict[str, ExpertScores]  # expert -> N
+    rewards: np.ndarray  # (N,) NaN where dropped
+    semantic_advantages: np.ndarray  # (N,) of the plans, NaN where dropped
+    advantages: np.ndarray  # (N,) of the images, NaN where dropped
+    batch: LearnerBatch
+    metrics: dict[str, float]
+
+
+def assemble(groups: Sequence[ScoredGroup], config: Config) -> Experience:
+    """Combine the experts' scores, drop what failed, compare samples inside their groups.
+
+    Raises RunError if no group is left to train on.
+    """
+    rollouts = Rollouts.concat([group.rollouts for group in groups])
+    sizes = [len(group.rollouts) for group in groups]
+    index = np.repeat(np.arange(len(groups)), sizes)
+    task_types = [str(groups[i].prompt["task_type"]) for i in index]
+    scores = {name: _concat([group.scores[name] for group in groups]) for name in config.experts}
+    rewards, usable = combine(scores, _weights(config), config.reward.combine, index)
+    counts = np.bincount(index, weights=usable, minlength=len(groups))
+    keep = usable & (counts >= config.reward.min_group_size)[index]
+    spread = np.zeros(len(groups))
+    for g in np.unique(index[keep]):
+        spread[g] = np.ptp(rewards[keep & (index == g)])
+    kept_groups = np.unique(index[keep])
+    zero_variance = float(np.mean(spread[kept_groups] == 0.0)) if len(kept_groups) else 0.0
+    if config.learner.zero_variance != "keep":
+        keep &= (spread > 0.0)[index]
+    if not keep.any():
+        raise RunError("no group is left to train on: every sample failed, or every group has equal rewards")
+
+    plan = index * config.rollout.group_size + rollouts.sample // config.rollout.images_per_plan
+    semantic_advantages, advantages = np.full((2, len(rollouts)), np.nan, np.float32)
+    if config.learner.advantages == "nested":
+        credit = nested_advantages(rewards[keep], index[keep], plan[keep], std=config.learner.advantage_std)
+    else:
+        credit = [ragged_advantages(rewards[keep], index[keep], std=config.learner.advantage_std)] * 2
+    semantic_advantages[keep], advantages[keep] = credit
+    batch = _learner_batch(groups, rollouts, index, semantic_advantages, advantages, config)
+    batch = share_plans(batch, plan[keep]) if config.rollout.images_per_plan > 1 else batch
+    rewards = np.where(keep, rewards, np.nan).astype(np.float32)
+    metrics = {
+        "reward/mean": float(rewards[keep].mean()),
+        "reward/std": float(np.mean([rewards[keep & (index == g)].std(ddof=1) for g in np.unique(index[keep])])),
+        "reward/zero_std_groups": zero_variance,
+        "samples/dropped": float((~keep).sum()),
+        "groups/dropped": float(len(groups) - len(np.unique(index[keep]))),
+        "plan/length": float(np.mean([len(ids) for ids in rollouts.semantic_ids])),
+        "plan/truncated": float(np.mean([len(ids) == config.policy.max_plan_tokens for ids in rollouts.semantic_ids])),
+        **{f"reward/{name}": _mean(expert) for name, expert in scores.items()},
+        **{f"expert/{key}": value for key, value in insight(scores, index, task_types).items()},
+    }
+    prompts = [str(groups[i].prompt["prompt"]) for i in index]
+    return Experience(rollouts, prompts, task_types, scores, rewards, semantic_advantages, advantages, batch, metrics)
+
+
+def has_signal(group: ScoredGroup, config: Config) -> bool:
+    """Whether the group's usable samples have different rewards."""
+    rewards, usable = combine(group.scores, _weights(config), config.reward.combine, np.zeros(len(group.rollouts), int))
+    return int(usable.sum()) >= config.reward.min_group_size and np.ptp(rewards[usable]) > 0
+
+
+def share_plans(batch: LearnerBatch, plan: np.ndarray) -> LearnerBatch:
+    """Train on a plan once where samples share it: with the sum of their token weights and their mean advantage.
+
+    The gradient is that of the repeated plan, for the loss is linear in the advantage. plan: (N,) numbers.
+    """
+    _, first, index, count = np.unique(plan, return_index=True, return_inverse=True, return_counts=True)
+    advantage = (np.bincount(index, weights=batch.semantic_advantage) / count)[index]
+    owners = set(first.tolist())
+
+    def once(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [array if row in owners else array[:0] for row, array in enumerate(arrays)]
+
+    return replace(
+        batch,
+        semantic_ids=once(batch.semantic_ids),
+        semantic_logprobs=once(batch.semantic_logprobs),
+        semantic_ref_logprobs=once(batch.semantic_ref_logprobs),
+        semantic_advantage=advantage.astype(np.float32),
+        semantic_token_weight=(batch.semantic_token_weight * count[index]).astype(np.float32),
+    )
+
+
+def _learner_batch(
+    groups: Sequence[ScoredGroup],
+    rollouts: Rollouts,
+    index: np.ndarray,
+    semantic_advantages: np.ndarray,
+    advantages: np.ndarray,
+    config: Config,
+) -> LearnerBatch:
+    """The samples that have an advantage."""
+    rows = np.flatnonzero(np.isfinite(advantages))
+    kept = rollouts.take(rows)
+    if config.learner.beta > 0:
+        reference = ReferenceLogprobs.concat([group.reference for group in groups if group.reference]).take(rows)
+    else:  # the KL term has no weight: any finite values do, the sampling log-probs give a KL of zero
+        reference = ReferenceLogprobs(kept.semantic_logprobs, kept.image_logprobs)
+    lengths = np.array([len(ids) for ids in kept.semantic_ids])
+    semantic_weight, image_weight = token_weights(
+        lengths,
+        np.full(len(rows), kept.image_ids.shape[1]),
+        index[rows],
+        config.learner.loss_average,
+        config.learner.semantic_weight,
+        config.learner.image_weight,
+    )
+    return LearnerBatch(
+        prompt_id=kept.prompt_id,
+        semantic_prompt_ids=kept.semantic_prompt_ids,
+        semantic_ids=kept.semantic_ids,
+        semantic_logprobs=kept.semantic_logprobs,
+        semantic_ref_logprobs=reference.semantic,
+        image_prompt_ids=kept.image_prompt_ids,
+        image_ids=kept.image_ids,
+        image_logprobs=kept.image_logprobs,
+        image_ref_logprobs=reference.image,
+        semantic_advantage=semantic_advantages[rows],
+        image_advantage=advantages[rows],
+        semantic_token_weight=semantic_weight,
+        image_token_weight=image_weight,
+    )
+
+
+def _weights(config: Config) -> dict[str, float]:
+    return {name: expert.weight for name, expert in config.experts.items() if expert.role == "reward"}
+
+
+def _concat(parts: Sequence[ExpertScores]) -> ExpertScores:
+    return ExpertScores(
+        np.concatenate([part.scores for part in parts]),
+        [status for part in parts for status in part.status],
+        [error for part in parts for error in part.errors],
+    )
+
+
+def _mean(scores: ExpertScores) -> float:
+    """Mean over the samples that the expert scored; 0 where it applied to none (as in the official sum)."""
+    return float(np.nanmean(scores.scores)) if "ok" in scores.status else 0.0

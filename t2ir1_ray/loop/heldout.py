@@ -1,0 +1,63 @@
+"""Held-out accuracy: plans and images for prompts that are never trained on, judged by an exact verifier.
+
+The verifier is no part of the reward. Sampling is seeded and independent of training, so that evaluations of two
+policies differ by the policies alone.
+"""
+
+from collections import defaultdict
+
+import numpy as np
+import pyarrow as pa
+
+from actors.calls import wait_for
+from actors.cluster import Cluster
+from actors.rollout import Sampling
+from t2ir1_ray.config import Config
+from t2ir1_ray.errors import UserError
+from t2ir1_ray.records.prompts import read_prompts
+from t2ir1_ray.records.schema import Rollouts
+from t2ir1_ray.shapes.verify import image_follows_plan, verify_image, verify_plan
+
+
+class HeldOut:
+    """The fixed evaluation set of a run."""
+
+    def __init__(self, config: Config):
+        table = read_prompts(config.eval.prompts)
+        if len(table) < config.eval.count:
+            raise UserError(f"eval.count={config.eval.count}: {config.eval.prompts} holds only {len(table)} prompts")
+        self.config = config
+        self.prompts: pa.Table = table.slice(0, config.eval.count)
+        self.texts: list[str] = self.prompts["prompt"].to_pylist()
+        self.task_types: list[str] = self.prompts["task_type"].to_pylist()
+
+    def evaluate(self, cluster: Cluster) -> dict[str, float]:
+        """Exact accuracy at temperature 1 (with its standard error) and greedy, shares of right plans and of images
+        that follow their plan, and accuracy per task type."""
+        sampled, greedy = self._judge(cluster, 1.0), self._judge(cluster, 0.0)
+        accuracy = sampled["accuracy"].mean()
+        by_task = defaultdict(list)
+        for task, right in zip(self.task_types, sampled["accuracy"], strict=True):
+            by_task[task].append(right)
+        return {
+            "heldout/accuracy": float(accuracy),
+            "heldout/accuracy_stderr": float(np.sqrt(accuracy * (1 - accuracy) / len(self.texts))),
+            "heldout/accuracy_greedy": float(greedy["accuracy"].mean()),
+            "heldout/plan_accuracy": float(sampled["plan"].mean()),
+            "heldout/image_follows_plan": float(sampled["follows"].mean()),
+            **{f"heldout/task/{task}": float(np.mean(rights)) for task, rights in sorted(by_task.items())},
+        }
+
+    def _judge(self, cluster: Cluster, temperature: float) -> dict[str, np.ndarray]:
+        sampling = Sampling(
+            1, temperature, self.config.rollout.guidance, self.config.eval.seed, f"heldout T={temperature:g}"
+        )
+        verdicts = {name: np.zeros(len(self.texts), bool) for name in ("accuracy", "plan", "follows")}
+        for row, ref in cluster.sample(self.prompts, sampling, self.config.rollout.max_sequences):
+            batch = wait_for(ref, "rollout", f"held-out prompt {row}", self.config.cluster.call_timeout_s)
+            sample = Rollouts.from_arrow(batch)
+            prompt, plan, pixels = self.texts[row], sample.plan[0], sample.pixels[0]
+            verdicts["accuracy"][row] = verify_image(prompt, pixels)
+            verdicts["plan"][row] = verify_plan(prompt, plan)
+            verdicts["follows"][row] = image_follows_plan(plan, pixels)
+        return verdicts

@@ -1,0 +1,1 @@
+"""What passes between processes and comes from files: Arrow records, prompts, text files."""
