@@ -17,7 +17,8 @@ from actors.expert import ExpertActor
 from actors.learner import LearnerActor
 from actors.placement import Placement, Role
 from actors.reference import ReferenceActor
-from actors.rollout import RolloutActor, Sampling
+from actors.rollout import RolloutActor
+from actors.sampling import Sampling
 from rewards.base import ExpertScores
 from t2ir1_ray.config import Config
 from t2ir1_ray.errors import RunError

@@ -9,7 +9,12 @@ from t2ir1_ray.errors import UserError
 
 
 def connect(cluster: ClusterConfig) -> None:
-    """Join the configured Ray cluster, the one of RAY_ADDRESS, or start a local one (dashboard on loopback)."""
+    """Join the configured Ray cluster, the one of RAY_ADDRESS, or start a local one (dashboard on loopback).
+
+    Does nothing where this process has a cluster already.
+    """
+    if ray.is_initialized():
+        return
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     local = (
         {}

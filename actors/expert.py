@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
+from actors.startup import uncollected
 from rewards.base import check_finite
 from rewards.experts import load_expert
 from t2ir1_ray.records.schema import Rollouts, Scores
@@ -15,8 +15,11 @@ class ExpertActor:
     """Scores images; keeps no state between calls, so a call can be repeated anywhere."""
 
     def __init__(self, kind: str, path: str, dtype: str, batch_size: int, options: dict[str, Any]):
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.expert = load_expert(kind, path, device=device, dtype=dtype, batch_size=batch_size, **options)
+        with uncollected():
+            import torch
+
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            self.expert = load_expert(kind, path, device=device, dtype=dtype, batch_size=batch_size, **options)
 
     def score(self, rollouts: pa.RecordBatch, prompts: list[dict[str, Any]]) -> pa.RecordBatch:
         """`Scores` of a `Rollouts` batch. `prompts`: the prompt rows of its samples' prompts, by prompt_id."""

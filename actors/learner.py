@@ -2,14 +2,16 @@
 
 import socket
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
 
-from actors.weights import Weights, checksum
-from learner.rank import LearnerRank
+from actors.startup import uncollected
 from t2ir1_ray.config import LearnerConfig, PolicyConfig
+
+if TYPE_CHECKING:
+    from actors.weights import Weights
 
 
 class LearnerActor:
@@ -25,7 +27,10 @@ class LearnerActor:
         guidance: float,
         steps: int,
     ):
-        self.rank = LearnerRank(policy, config, rank, world_size, temperature, guidance, steps)
+        with uncollected():
+            from learner.rank import LearnerRank
+
+            self.rank = LearnerRank(policy, config, rank, world_size, temperature, guidance, steps)
 
     def address(self, routable: bool) -> tuple[str, int]:
         """Host and a free port of this actor's node; loopback unless other machines must reach it."""
@@ -35,14 +40,17 @@ class LearnerActor:
             return host, probe.getsockname()[1]
 
     def join_ranks(self, host: str, port: int) -> None:
-        self.rank.join_ranks(host, port)
+        with uncollected():  # imports DeepSpeed
+            self.rank.join_ranks(host, port)
 
     def step(self, batch: pa.RecordBatch, on_policy: bool) -> dict[str, Any]:
         """One update on this rank's share of the batch; metrics are reduced over ranks."""
         return self.rank.step(batch, on_policy)
 
-    def publish(self, version: int) -> tuple[Weights | None, str | None]:
+    def publish(self, version: int) -> "tuple[Weights | None, str | None]":
         """The current parameters as `version`, and their checksum; None on ranks other than 0."""
+        from actors.weights import Weights, checksum
+
         state = self.rank.trainable_state()
         if state is None:
             return None, None

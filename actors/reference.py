@@ -1,12 +1,9 @@
 """ReferenceActor: log-probabilities under the starting policy, for the KL term."""
 
 import pyarrow as pa
-import torch
 
-from learner.logprobs import score_rollouts
-from learner.packing import Sequences
+from actors.startup import uncollected
 from t2ir1_ray.config import PolicyConfig
-from t2ir1_ray.janus.policy import PromptFormat, load_model, load_tokenizer
 from t2ir1_ray.records.schema import ReferenceLogprobs, Rollouts
 
 
@@ -15,15 +12,23 @@ class ReferenceActor:
 
     def __init__(self, policy: PolicyConfig, tokens_per_batch: int, temperature: float, guidance: float):
         """guidance: w of the images' log-probs; 1 means those of the conditional distribution."""
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = load_model(policy.path, policy.dtype, device).requires_grad_(False)
         self.tokens_per_batch = tokens_per_batch
         self.temperature = temperature
         self.guidance = guidance
-        self.pad_id = PromptFormat(load_tokenizer(policy.path), policy).pad_id if guidance != 1.0 else None
+        with uncollected():
+            import torch
+
+            from t2ir1_ray.janus.policy import PromptFormat, load_model, load_tokenizer
+
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            self.model = load_model(policy.path, policy.dtype, device).requires_grad_(False)
+            self.pad_id = PromptFormat(load_tokenizer(policy.path), policy).pad_id if guidance != 1.0 else None
 
     def logprobs(self, rollouts: pa.RecordBatch) -> pa.RecordBatch:
         """`ReferenceLogprobs` of a `Rollouts` batch."""
+        from learner.logprobs import score_rollouts
+        from learner.packing import Sequences
+
         samples = Rollouts.from_arrow(rollouts)
         semantic, image = score_rollouts(
             self.model,

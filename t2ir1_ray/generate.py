@@ -23,6 +23,8 @@ from PIL.PngImagePlugin import PngInfo
 from rich.console import Console
 from rich.progress import track
 
+from actors.sampling import Sampling
+from actors.startup import uncollected
 from t2ir1_ray import config as configuration
 from t2ir1_ray.config import Config
 from t2ir1_ray.entry import Parser, run_entry
@@ -31,7 +33,7 @@ from t2ir1_ray.records.prompts import read_prompts
 from t2ir1_ray.records.textfile import read_lines
 
 if TYPE_CHECKING:
-    from actors.rollout import RolloutActor, Sampling
+    from actors.sampler import Sampler
     from t2ir1_ray.janus.policy import PromptFormat
 
 TILE_PX = 240
@@ -56,19 +58,17 @@ def main(arguments: Sequence[str]) -> None:
 
     # After all that can be known to be wrong without the model: these imports and the engine take seconds.
     print(f"{len(prompts)} prompts, {options.num_images} images of each, with {config.policy.path}", flush=True)
-    with engine(config) as actor:
-        from actors.rollout import Sampling
-
-        check_tokens(prompts, actor.format, config)
+    with engine(config) as sampler:
+        check_tokens(prompts, sampler.format, config)
         if options.plan:
-            check_plan(options.plan, actor.format, config)
+            check_plan(options.plan, sampler.format, config)
         guidance = config.rollout.guidance if options.cfg is None else options.cfg
         temperature = config.rollout.temperature if options.temperature is None else options.temperature
         sampling = Sampling(
             options.num_images, temperature, guidance, options.seed, "generate", not options.no_plan, options.plan
         )
         batch_size = options.batch_size or config.rollout.prompts_per_call * config.rollout.group_size
-        records = draw(actor, prompts, sampling, batch_size, out, {"checkpoint": config.policy.path})
+        records = draw(sampler, prompts, sampling, batch_size, out, {"checkpoint": config.policy.path})
     write_grid(out, records, options.num_images)
     Console(highlight=False).print(f"{len(records)} images in {out}: grid.png, results.jsonl", soft_wrap=True)
 
@@ -110,8 +110,8 @@ def new_folder(path: Path) -> Path:
 
 
 @contextmanager
-def engine(config: Config) -> Iterator["RolloutActor"]:
-    """The rollout actor's class in this process, holding the checkpoint; its engine ends with the context."""
+def engine(config: Config) -> Iterator["Sampler"]:
+    """A sampler in this process, holding the checkpoint; its engine ends with the context."""
     from actors.engine_environment import CPU_ENVIRONMENT, ENVIRONMENT
 
     os.environ.update(ENVIRONMENT)
@@ -123,13 +123,14 @@ def engine(config: Config) -> Iterator["RolloutActor"]:
         for name, value in CPU_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    from actors.rollout import RolloutActor
+    with uncollected():
+        from actors.sampler import Sampler
 
-    actor = RolloutActor(config.policy, config.rollout, awaits_weights=False)
+        sampler = Sampler(config.policy, config.rollout, awaits_weights=False)
     try:
-        yield actor
+        yield sampler
     finally:
-        actor.engine.close()
+        sampler.engine.close()
 
 
 def check_tokens(prompts: Sequence[str], form: "PromptFormat", config: Config) -> None:
@@ -177,7 +178,7 @@ def save_png(path: Path, pixels: np.ndarray, texts: dict[str, Any]) -> None:
 
 
 def draw(
-    actor: "RolloutActor",
+    sampler: "Sampler",
     prompts: Sequence[str],
     sampling: "Sampling",
     batch_size: int,
@@ -193,7 +194,7 @@ def draw(
         for batch in track(batches, "drawing", console=console, disable=not console.is_terminal):
             # The text itself is the id that seeds are made of, so that a prompt's place in the list does not matter.
             rows = [{"prompt_id": prompts[row], "prompt": prompts[row]} for row, _ in batch]
-            samples = actor.sample(rows, [number for _, number in batch], sampling, vq_batch=1)
+            samples = sampler.sample(rows, [number for _, number in batch], sampling, vq_batch=1)
             for index, (row, number) in enumerate(batch):
                 record = {
                     "prompt": prompts[row],

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from actors.startup import uncollected
 from t2ir1_ray import config as configuration
 from t2ir1_ray.config import Config
 from t2ir1_ray.entry import Parser, run_entry
@@ -25,16 +26,14 @@ def main(arguments: Sequence[str]) -> None:
     profile = ["journal.profile=true"] if options.profile else []
     config, run = configured(options.config, options.overrides + profile, options.resume, options.force)
 
-    # After the configuration is known to be good: these imports take seconds.
-    from actors.connect import connect
-    from t2ir1_ray.doctor import preflight
-    from t2ir1_ray.janus.policy import checked_tensors, load_config
-    from t2ir1_ray.trainer import train
+    with uncollected():  # after the configuration is known to be good: these imports take seconds
+        from t2ir1_ray.doctor import preflight
+        from t2ir1_ray.janus.policy import checked_tensors, load_config
+        from t2ir1_ray.trainer import train
 
-    checked_tensors(config.policy.path, load_config(config.policy.path))
-    for line in preflight(config):
-        print(line)
-    connect(config.cluster)  # Ray disconnects when the process ends, after its last line
+        checked_tensors(config.policy.path, load_config(config.policy.path))
+        for line in preflight(config):
+            print(line)
     try:
         train(config, run, resume=options.resume is not None)
     except RunError as error:

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from actors.cluster import Cluster, LearnerCheckpoint
+from actors.connect import connect
 from t2ir1_ray.config import Config
 from t2ir1_ray.errors import RunError
 from t2ir1_ray.journal.journal import Journal
@@ -17,7 +18,7 @@ from t2ir1_ray.records.prompts import read_prompts
 
 
 def train(config: Config, run: Path, resume: bool = False) -> None:
-    """Train `config.train.steps` steps on a connected Ray cluster and leave everything about it in the folder `run`.
+    """Train `config.train.steps` steps on a Ray cluster and leave everything about it in the folder `run`.
 
     `resume`: go on behind the newest whole checkpoint of `run`, as if nothing had happened in between.
     Raises RunError if the process was asked to end, after a checkpoint.
@@ -26,11 +27,13 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
     heldout = HeldOut(config) if config.eval.every else None
     steps = config.train.steps
     timeline = Timeline()
-    with Termination() as termination, Journal(run, config, resume) as journal:
+    with Journal(run, config, resume) as journal:
         snapshot = journal.newest_snapshot() if resume else None
         done = saved = snapshot.step if snapshot else 0
         journal.begin_after(done)
+        connect(config.cluster)  # Ray disconnects when the process ends, after its last line
         with (
+            Termination() as termination,
             Cluster.launch(config, snapshot and LearnerCheckpoint(snapshot.folder, snapshot.ranks)) as cluster,
             Collector(config, cluster, prompts, timeline) as collector,
         ):

@@ -13,7 +13,8 @@ from actors import placement
 from actors.calls import Pool, wait_for
 from actors.cluster import Cluster, Published, actor_environment
 from actors.placement import Placement, Role
-from actors.rollout import RolloutActor, Sampling
+from actors.rollout import RolloutActor
+from actors.sampling import Sampling
 from t2ir1_ray.benchmarks.judge import Judge
 from t2ir1_ray.benchmarks.witness import WitnessActor
 from t2ir1_ray.config import Config, ExpertConfig

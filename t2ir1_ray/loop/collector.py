@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from actors.cluster import Cluster, Published, ScoredGroup
-from actors.rollout import Sampling
+from actors.sampling import Sampling
 from t2ir1_ray.config import Config
 from t2ir1_ray.loop.experience import has_signal
 from t2ir1_ray.loop.in_flight import read_steps, write_step

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from actors.calls import wait_for
 from actors.cluster import Cluster
-from actors.rollout import Sampling
+from actors.sampling import Sampling
 from t2ir1_ray.config import Config
 from t2ir1_ray.errors import UserError
 from t2ir1_ray.records.prompts import read_prompts

@@ -13,7 +13,7 @@ import ray
 
 from actors import calls
 from actors.cluster import Cluster, Published
-from actors.rollout import Sampling
+from actors.sampling import Sampling
 from t2ir1_ray import config
 from t2ir1_ray.errors import RunError
 from t2ir1_ray.loop.experience import assemble

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from actors.rollout import RolloutActor, Sampling
+from actors.sampler import Sampler
+from actors.sampling import Sampling
 from t2ir1_ray import config, generate
 from t2ir1_ray.errors import UserError
 from t2ir1_ray.shapes.verify import image_follows_plan
@@ -22,7 +23,7 @@ PROMPTS = ["a red circle above a blue square", "two yellow rings", "a green cros
 
 
 @pytest.fixture(scope="module")
-def actor() -> Iterator[RolloutActor]:
+def actor() -> Iterator[Sampler]:
     with generate.engine(generate.checkpoint_config(None, None)) as actor:
         yield actor
 
@@ -36,12 +37,12 @@ def pixels(out: Path, record: dict[str, Any]) -> np.ndarray:
         return np.asarray(image)
 
 
-def draw(actor: RolloutActor, out: Path, prompts: list[str], how: Sampling, batch_size: int) -> list[dict[str, Any]]:
+def draw(actor: Sampler, out: Path, prompts: list[str], how: Sampling, batch_size: int) -> list[dict[str, Any]]:
     out.mkdir()
     return generate.draw(actor, prompts, how, batch_size, out, {"checkpoint": "shapes"})
 
 
-def test_an_image_depends_on_its_prompt_and_seed_only(actor: RolloutActor, tmp_path: Path) -> None:
+def test_an_image_depends_on_its_prompt_and_seed_only(actor: Sampler, tmp_path: Path) -> None:
     together = draw(actor, tmp_path / "a", PROMPTS, sampling(), batch_size=6)
     apart = draw(actor, tmp_path / "b", PROMPTS[::-1], sampling(), batch_size=1)
     found = {(r["prompt"], r["sample"]): (r["plan"], pixels(tmp_path / "b", r)) for r in apart}
@@ -54,7 +55,7 @@ def test_an_image_depends_on_its_prompt_and_seed_only(actor: RolloutActor, tmp_p
     assert [r["plan"] for r in other] != [r["plan"] for r in together]
 
 
-def test_files_and_metadata_say_how_an_image_was_made(actor: RolloutActor, tmp_path: Path) -> None:
+def test_files_and_metadata_say_how_an_image_was_made(actor: Sampler, tmp_path: Path) -> None:
     out = tmp_path / "out"
     records = draw(actor, out, PROMPTS, sampling(), batch_size=4)
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
@@ -71,7 +72,7 @@ def test_files_and_metadata_say_how_an_image_was_made(actor: RolloutActor, tmp_p
         assert grid.height > 3 * generate.TILE_PX
 
 
-def test_an_own_plan_is_drawn_and_no_plan_is_none(actor: RolloutActor, tmp_path: Path) -> None:
+def test_an_own_plan_is_drawn_and_no_plan_is_none(actor: Sampler, tmp_path: Path) -> None:
     plan = "red circle upper left , blue square lower left ."
     given = draw(actor, tmp_path / "given", PROMPTS[:1], sampling(16, plan=plan, temperature=0.5), batch_size=16)
     assert {r["plan"] for r in given} == {plan}
@@ -85,7 +86,7 @@ def test_an_own_plan_is_drawn_and_no_plan_is_none(actor: RolloutActor, tmp_path:
     assert samples.image_prompt_ids[0].tolist() == actor.format.image_prompt_ids(PROMPTS[0], None)
 
 
-def test_too_long_and_unknown_prompts(actor: RolloutActor, capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_long_and_unknown_prompts(actor: Sampler, capsys: pytest.CaptureFixture[str]) -> None:
     shapes = generate.checkpoint_config(None, None)
     with pytest.raises(UserError, match="max_prompt_tokens=40"):
         generate.check_tokens(["red " * 60], actor.format, shapes)
@@ -93,7 +94,7 @@ def test_too_long_and_unknown_prompts(actor: RolloutActor, capsys: pytest.Captur
     assert "red dragon" in capsys.readouterr().err
 
 
-def test_a_plan_of_ones_own_is_no_longer_than_the_policys(actor: RolloutActor) -> None:
+def test_a_plan_of_ones_own_is_no_longer_than_the_policys(actor: Sampler) -> None:
     shapes = generate.checkpoint_config(None, None)
     generate.check_plan("red " * 40, actor.format, shapes)
     with pytest.raises(UserError, match=r"--plan: 41 tokens, over policy.max_plan_tokens=40"):
