@@ -3,8 +3,9 @@
 PYTHON ?= python3.11
 PIP_ARGS ?=
 STACK ?= cpu
+EXTRAS ?= dev
 BIN := .venv/bin
-STAMP := .venv/.installed-$(STACK)
+STAMP := .venv/.installed-$(STACK)-$(EXTRAS)
 
 .PHONY: train test lint setup clean
 train: setup
@@ -21,7 +22,7 @@ setup: $(STAMP)
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[$(STACK),dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[$(STACK),$(EXTRAS)]'
 	$(BIN)/python -m t2ir1_ray.cpu_stack
 	touch $@
 

@@ -69,9 +69,8 @@ def pytest_make_collect_report(
 
 def _no_silent_skip(node: pytest.Item | pytest.Collector, report: Any) -> Any:
     """The report, failed if it is a skip under --no-skips that is not allowed. An expected failure is no skip."""
-    config = node.config
-    if report.skipped and not hasattr(report, "wasxfail") and config.getoption("no_skips"):
-        if node.nodeid not in config.getini("allowed_skips"):
-            report.outcome = "failed"
-            report.longrepr = f"not among allowed_skips of pyproject.toml: {report.longrepr[2]}"
+    skipped = report.skipped and not hasattr(report, "wasxfail")
+    if skipped and node.config.getoption("no_skips") and node.nodeid not in node.config.getini("allowed_skips"):
+        report.outcome = "failed"
+        report.longrepr = f"{report.longrepr[2]} (--no-skips, and allowed_skips in pyproject.toml does not name it)"
     return report

@@ -54,6 +54,8 @@ import pytest
 def test_skips(): pytest.skip("no such machine")
 @pytest.mark.skip(reason="not today")
 def test_is_marked(): pass
+@pytest.mark.skip(reason="named in allowed_skips")
+def test_is_allowed(): pass
 @pytest.mark.xfail
 def test_is_known_to_fail(): assert False
 """
@@ -88,3 +90,19 @@ def test_deaths_and_hangs_cost_no_other_result(tmp_path: Path) -> None:
     assert results == dict.fromkeys(failing, "FAILED") | dict.fromkeys(passing, "PASSED"), output
     assert code != 0
     assert len(set((tmp_path / "processes").read_text().split())) == 1, "a file stays in one worker"
+
+
+def test_a_skip_fails_unless_it_is_allowed(tmp_path: Path) -> None:
+    code, results, output = make_test(tmp_path, "-n 0", skipping=SKIPPING)
+    assert (code, results) == (0, {"test_is_known_to_fail": "XFAIL"}), output
+    allowed = "-o allowed_skips=test_skipping.py::test_is_allowed"
+    code, results, output = make_test(tmp_path, "-n 0", "--no-skips", allowed, skipping=SKIPPING)
+    assert code != 0
+    expected = {"test_skips": "FAILED", "test_is_marked": "ERROR", "test_is_known_to_fail": "XFAIL"}
+    assert results == expected, output
+
+
+def test_a_file_that_skips_itself_fails(tmp_path: Path) -> None:
+    code, _, output = make_test(tmp_path, "--no-skips", whole='import pytest\npytest.importorskip("no_such_module")')
+    assert code != 0
+    assert "could not import 'no_such_module'" in output
