@@ -1,4 +1,5 @@
 # make train: set up .venv and train the embedded shapes policy.   make test: set up .venv and run the tests.
+# EXTRAS are the optional dependencies of pyproject.toml to install, e.g. make test EXTRAS=dev,yolo
 # PIP_ARGS reaches pip, e.g. make train PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PYTHON ?= python3.11
 PIP_ARGS ?=
