@@ -123,7 +123,7 @@ def test_words_of_templated_prompts() -> None:
             "The bright orange pumpkin sat next to the crisp green apples.",
             ["The bright orange pumpkin", "the crisp green apples"],
             Relation("pumpkin", "next to", "apples"),
-            "The pumpkin sat next to the apples .",
+            "The orange pumpkin sat next to the apples .",  # the model takes "orange" for a noun
         ),
         (
             "The fresh vegetables grew in the rich soil and the rocky terrain.",
