@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from t2ir1_ray.cpu_stack import register
-
-register()  # also before the package is installed; a no-op otherwise
+pytest_plugins = ["tests.nothing_lost"]
 
 
 @pytest.fixture(scope="session")

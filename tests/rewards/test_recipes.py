@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from rewards import load_expert
-from t2ir1_ray.shapes import train_git, train_grounding_dino, train_hps, train_orm
 from t2ir1_ray.shapes.prompts import sample_rows
+from t2ir1_ray.shapes.recipes import train_git, train_grounding_dino, train_hps, train_orm
 from t2ir1_ray.shapes.recipes.expert_training import (
     attribute_labels,
     auc,

@@ -14,8 +14,8 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from t2ir1_ray.config import SHIPPED, PolicyConfig
 from t2ir1_ray.janus.policy import PromptFormat
-from t2ir1_ray.shapes import train_vq
 from t2ir1_ray.shapes.prompts import TASK_TYPES, prompts_of, sample_requirement, sample_rows, sample_scene, sentence
+from t2ir1_ray.shapes.recipes import train_vq
 from t2ir1_ray.shapes.recipes.sample import accuracy, sample
 from t2ir1_ray.shapes.recipes.tokenizer import policy_tokenizer
 from t2ir1_ray.shapes.recipes.train_policy import lessons, train_policy
