@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GitForCausalLM
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.git.modeling_git import GitForCausalLM
 
 from rewards import vqa
 from rewards.base import Row
@@ -20,6 +21,7 @@ class GitExpert(vqa.VqaExpert):
 
     name = "git"
     model_class = GitForCausalLM
+    image_processor_class = CLIPImageProcessorPil
 
     def _score_batch(self, images: list[np.ndarray], rows: list[Row]) -> np.ndarray:
         objects = [vqa.objects_of(row) for row in rows]

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 import transformers.models.grounding_dino.modeling_grounding_dino as grounding_dino
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoTokenizer, GroundingDinoForObjectDetection
+from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
 
 from rewards.base import NonFiniteScore
-from rewards.checkpoint import checkpoint_path, load_pretrained
+from rewards.checkpoint import checkpoint_path, load_pretrained, load_tokenizer
 from rewards.detection import Box, Compat, Detection, Directions
 from rewards.detector import DetectorExpert, official_phrase
+from rewards.image_processor import load_image_processor
 
 Span = tuple[int, int]
 
@@ -43,9 +44,10 @@ class GroundingDinoExpert(DetectorExpert):
         super().__init__(compat, directions, box_threshold, batch_size)
         path = checkpoint_path(path)
         mend_transformers()
-        self.model = load_pretrained(GroundingDinoForObjectDetection, path, device, dtype, disable_custom_kernels=True)
-        self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        self.image_processor = AutoImageProcessor.from_pretrained(path, backend="pil", trust_remote_code=False)
+        detector = grounding_dino.GroundingDinoForObjectDetection
+        self.model = load_pretrained(detector, path, device, dtype, disable_custom_kernels=True)
+        self.tokenizer = load_tokenizer(path)
+        self.image_processor = load_image_processor(GroundingDinoImageProcessorPil, path)
         self.device, self.dtype = device, getattr(torch, dtype)
 
     @torch.inference_mode()
