@@ -9,10 +9,10 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.factory import load_state_dict
-from open_clip.tokenizer import HFTokenizer
 from torch import Tensor
 
 from rewards.checkpoint import FIELD, checkpoint_path, load_tokenizer
+from t2ir1_ray.checkpoints.folder import refuse
 from t2ir1_ray.checkpoints.weights import only_weight_file
 from t2ir1_ray.errors import UserError
 
@@ -53,10 +53,13 @@ def _locate(path: str, arch: str) -> tuple[str, str]:
 
 
 def _tokenizer(architecture: str, config: Mapping[str, Any]) -> Tokenize:
-    """open_clip's tokenizer of the architecture; one of transformers is opened as its `tokenizer.json` says."""
-    tokenizer = open_clip.get_tokenizer(architecture)
-    if isinstance(tokenizer, HFTokenizer):
-        local = architecture.startswith(LOCAL)
-        source = architecture.removeprefix(LOCAL) if local else config["text_cfg"]["hf_tokenizer_name"]
-        tokenizer.tokenizer = load_tokenizer(checkpoint_path(source))
+    """open_clip's own tokenizer; or one of transformers, as its `tokenizer.json` says."""
+    name = config["text_cfg"].get("hf_tokenizer_name")
+    if not name:
+        return open_clip.get_tokenizer(architecture)
+    folder = architecture.removeprefix(LOCAL) if architecture.startswith(LOCAL) else checkpoint_path(name)
+    stated = load_tokenizer(folder)
+    with refuse(f"{FIELD}: {folder}: set tokenizer_class in tokenizer_config.json to TokenizersBackend"):
+        tokenizer = open_clip.get_tokenizer(architecture)
+    tokenizer.tokenizer = stated  # what open_clip opens is of a class that the metadata choose
     return tokenizer

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers.image_utils import SizeDict
 
 from rewards.checkpoint import FIELD
 from t2ir1_ray.checkpoints.folder import read_json, refuse
@@ -58,7 +59,7 @@ def load_image_processor(processor_class: type, path: str, side: int | None = No
         loaded = getattr(processor, setting, None)
         if setting in stated and not _agree(stated[setting], loaded):
             raise UserError(
-                f"{FIELD}: {file}: {setting} is {stated[setting]!r:.80}, but {own} takes {loaded!r:.80}: correct it"
+                f"{FIELD}: {file}: {setting} is {stated[setting]!r:.80}, but {own} takes {loaded!s:.80}: correct it"
             )
     if side and shape[-2:] != (side, side):
         raise UserError(
@@ -96,8 +97,7 @@ def _base_name(class_name: str) -> str:
 
 
 def _agree(stated: Any, loaded: Any) -> bool:
-    """Sizes are also written as one number, for one side of several."""
-    if hasattr(loaded, "items"):
-        loaded = {key: value for key, value in loaded.items() if value is not None}
-        return stated in loaded.values() if isinstance(stated, int) else stated == loaded
-    return list(stated) == list(loaded) if isinstance(stated, list) and loaded is not None else stated == loaded
+    """Whether a setting is what the file states, where a size may be written as the one number that it has."""
+    if isinstance(loaded, SizeDict):
+        return stated in dict(loaded).values() if isinstance(stated, int) else SizeDict(**stated) == loaded
+    return stated == (list(loaded) if isinstance(loaded, tuple) else loaded)

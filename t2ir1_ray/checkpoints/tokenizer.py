@@ -47,7 +47,7 @@ def _hold_against(stated: Tokenizer, tokenizer: TokenizersBackend, where: str) -
     stated.no_padding()
     stated.no_truncation()
     # What tokenizer_config.json makes a token of its own may be a word of the vocabulary.
-    words = [f"a {token} b" for token in tokenizer.added_tokens_encoder if stated.token_to_id(token) is not None]
+    words = [f"a{token}b {token}" for token in tokenizer.added_tokens_encoder if stated.token_to_id(token) is not None]
     for probe in (*PROBES, *words):
         for special in (True, False):
             expected = stated.encode(probe, add_special_tokens=special).ids
