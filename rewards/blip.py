@@ -9,8 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
-from transformers.models.blip.modeling_blip import BlipForQuestionAnswering
+from transformers import BlipForQuestionAnswering, BlipImageProcessorPil
 
 from rewards import vqa
 from rewards.base import Row

@@ -9,8 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.git.modeling_git import GitForCausalLM
+from transformers import CLIPImageProcessorPil, GitForCausalLM
 
 from rewards import vqa
 from rewards.base import Row

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import transformers.models.grounding_dino.modeling_grounding_dino as grounding_dino
 from torch import Tensor
-from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
+from transformers import GroundingDinoForObjectDetection, GroundingDinoImageProcessorPil
 
 from rewards.base import NonFiniteScore
 from rewards.checkpoint import checkpoint_path, load_pretrained, load_tokenizer
@@ -44,8 +44,7 @@ class GroundingDinoExpert(DetectorExpert):
         super().__init__(compat, directions, box_threshold, batch_size)
         path = checkpoint_path(path)
         mend_transformers()
-        detector = grounding_dino.GroundingDinoForObjectDetection
-        self.model = load_pretrained(detector, path, device, dtype, disable_custom_kernels=True)
+        self.model = load_pretrained(GroundingDinoForObjectDetection, path, device, dtype, disable_custom_kernels=True)
         self.tokenizer = load_tokenizer(path)
         self.image_processor = load_image_processor(GroundingDinoImageProcessorPil, path)
         self.device, self.dtype = device, getattr(torch, dtype)

@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers.models.llava_onevision.configuration_llava_onevision import LlavaOnevisionConfig
-from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionForConditionalGeneration
+from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
 from rewards import vqa
 from rewards.base import ExpertScores, Images, Row, score_in_batches

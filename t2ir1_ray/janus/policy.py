@@ -4,7 +4,7 @@ One text model (Llama) serves both levels of chain of thought: `lm_head` gives t
 `model.generation_head` those of the image tokens. Accepted checkpoints, from a folder or a hub id:
 
 - transformers' layout (`model_type: janus`), e.g. `deepseek-community/Janus-Pro-7B` and the shipped shapes policy;
-- DeepSeek's original layout (`model_type: multi_modality`), e.g. `deepseek-ai/Janus-Pro-7B`, see `janus_layout.py`.
+- DeepSeek's original layout (`model_type: multi_modality`), e.g. `deepseek-ai/Janus-Pro-7B`, see `janus.layout`.
 """
 
 import re
