@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import BlipForQuestionAnswering
+from transformers import BlipForQuestionAnswering, BlipImageProcessorPil
 
 from rewards import vqa
 from rewards.base import Row
@@ -20,6 +20,7 @@ class BlipExpert(vqa.VqaExpert):
 
     name = "blip"
     model_class = BlipForQuestionAnswering
+    image_processor_class = BlipImageProcessorPil
 
     @torch.inference_mode()
     def _score_batch(self, images: list[np.ndarray], rows: list[Row]) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GitForCausalLM
+from transformers import CLIPImageProcessorPil, GitForCausalLM
 
 from rewards import vqa
 from rewards.base import Row
@@ -20,6 +20,7 @@ class GitExpert(vqa.VqaExpert):
 
     name = "git"
     model_class = GitForCausalLM
+    image_processor_class = CLIPImageProcessorPil
 
     def _score_batch(self, images: list[np.ndarray], rows: list[Row]) -> np.ndarray:
         objects = [vqa.objects_of(row) for row in rows]

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 import transformers.models.grounding_dino.modeling_grounding_dino as grounding_dino
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoTokenizer, GroundingDinoForObjectDetection
+from transformers import GroundingDinoForObjectDetection, GroundingDinoImageProcessorPil
 
 from rewards.base import NonFiniteScore
-from rewards.checkpoint import checkpoint_path, load_pretrained
+from rewards.checkpoint import checkpoint_path, load_pretrained, load_tokenizer
 from rewards.detection import Box, Compat, Detection, Directions
 from rewards.detector import DetectorExpert, official_phrase
+from rewards.image_processor import load_image_processor
 
 Span = tuple[int, int]
 
@@ -44,8 +45,8 @@ class GroundingDinoExpert(DetectorExpert):
         path = checkpoint_path(path)
         mend_transformers()
         self.model = load_pretrained(GroundingDinoForObjectDetection, path, device, dtype, disable_custom_kernels=True)
-        self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        self.image_processor = AutoImageProcessor.from_pretrained(path, backend="pil", trust_remote_code=False)
+        self.tokenizer = load_tokenizer(path)
+        self.image_processor = load_image_processor(GroundingDinoImageProcessorPil, path)
         self.device, self.dtype = device, getattr(torch, dtype)
 
     @torch.inference_mode()

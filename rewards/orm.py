@@ -10,7 +10,6 @@ sigmoid((logit_yes - logit_no) / temperature).
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,11 +18,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
+from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
 from rewards import vqa
 from rewards.base import ExpertScores, Images, Row, score_in_batches
-from rewards.checkpoint import checkpoint_path, load_pretrained
+from rewards.checkpoint import FIELD, checkpoint_path, load_pretrained, load_tokenizer
+from t2ir1_ray.checkpoints.folder import read_config as checkpoint_config
 from t2ir1_ray.errors import UserError
 
 QUESTION = (
@@ -81,7 +81,7 @@ class OrmExpert:
         if temperature <= 0:
             raise UserError(f"expert temperature: {temperature} must be above 0")
         path = checkpoint_path(path)
-        self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        self.tokenizer = load_tokenizer(path)
         config, key_mapping = read_config(path, len(self.tokenizer))
         self.model = load_pretrained(
             LlavaOnevisionForConditionalGeneration, path, device, dtype, config=config, key_mapping=key_mapping
@@ -155,8 +155,7 @@ def read_config(path: str, vocabulary: int) -> tuple[LlavaOnevisionConfig, dict[
 
     vocabulary: number of tokens of the tokenizer; the first id after them stands for the image in LLaVA-NeXT's layout.
     """
-    file = Path(path) / "config.json"
-    raw = json.loads(file.read_text()) if file.is_file() else {"model_type": "llava_onevision"}
+    raw = checkpoint_config(Path(path), FIELD)
     if raw.get("model_type") == "llava_onevision":
         return LlavaOnevisionConfig.from_pretrained(path), None
     tower = raw.get("mm_vision_tower")

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoTokenizer
 
 from rewards.base import ExpertScores, Images, Row, score_in_batches
-from rewards.checkpoint import checkpoint_path, load_pretrained
+from rewards.checkpoint import checkpoint_path, load_pretrained, load_tokenizer
+from rewards.image_processor import load_image_processor
 from t2ir1_ray.errors import UserError
 
 NOT_ASKED = frozenset({"spatial", "numeracy"})
@@ -24,14 +24,15 @@ class VqaExpert(ABC):
 
     name: ClassVar[str]
     model_class: ClassVar[Any]  # of transformers
+    image_processor_class: ClassVar[Any]  # of transformers, PIL backend
     value_range = (0.0, 1.0)
 
     def __init__(self, path: str, device: str = "cpu", dtype: str = "float32", batch_size: int = 16) -> None:
         path = checkpoint_path(path)
         self.model = load_pretrained(self.model_class, path, device, dtype)
-        self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        # The official numbers come from PIL's resampling; the torchvision backend's differ slightly.
-        self.image_processor = AutoImageProcessor.from_pretrained(path, backend="pil", trust_remote_code=False)
+        self.tokenizer = load_tokenizer(path)
+        side = self.model.config.vision_config.image_size
+        self.image_processor = load_image_processor(self.image_processor_class, path, side)
         self.yes_no = yes_no_ids(self.tokenizer)
         self.device, self.dtype, self.batch_size = device, getattr(torch, dtype), batch_size
 

@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor
 
 from rewards.base import NonFiniteScore, index_of_each
-from rewards.checkpoint import checkpoint_path
+from rewards.checkpoint import FIELD, checkpoint_path
 from rewards.clip import load_clip
 from rewards.detection import NMS_IOU, Box, Compat, Detection, Directions
 from rewards.detector import DetectorExpert, official_phrase
+from t2ir1_ray.checkpoints.weights import read_tensors
 from t2ir1_ray.errors import UserError
 
 PADDING_GREY = 114
@@ -160,5 +160,5 @@ def load_network_folder(folder: Path) -> tuple[torch.nn.Module, int]:
         raise UserError(f"expert path: {folder} has no config.json: give a .pt file or a folder with one")
     config = json.loads((folder / "config.json").read_text())
     net = WorldModel(config["model"], nc=config["model"]["nc"], verbose=False)
-    net.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+    net.load_state_dict(read_tensors(folder, FIELD), strict=True)
     return net, config["image_size"]

@@ -267,7 +267,7 @@ def settings(job: Job, experts: dict[str, ExpertConfig], options: argparse.Names
 
 def _digest(path: str) -> str:
     """Of names, sizes and ends of a checkpoint's files: enough to notice that a folder holds another one now."""
-    from t2ir1_ray.janus.checkpoints import resolve_checkpoint
+    from t2ir1_ray.checkpoints.folder import resolve_checkpoint
 
     state = hashlib.sha256()
     for file in sorted(resolve_checkpoint(path, "policy.path").iterdir()):

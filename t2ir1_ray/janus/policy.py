@@ -4,7 +4,7 @@ One text model (Llama) serves both levels of chain of thought: `lm_head` gives t
 `model.generation_head` those of the image tokens. Accepted checkpoints, from a folder or a hub id:
 
 - transformers' layout (`model_type: janus`), e.g. `deepseek-community/Janus-Pro-7B` and the shipped shapes policy;
-- DeepSeek's original layout (`model_type: multi_modality`), e.g. `deepseek-ai/Janus-Pro-7B`, see `janus_layout.py`.
+- DeepSeek's original layout (`model_type: multi_modality`), e.g. `deepseek-ai/Janus-Pro-7B`, see `janus.layout`.
 """
 
 import re
@@ -15,12 +15,14 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken
 from torch import Tensor
-from transformers import AutoTokenizer, JanusConfig, JanusForConditionalGeneration, PreTrainedTokenizerBase
+from transformers import JanusConfig, JanusForConditionalGeneration, PreTrainedTokenizerBase
 
+from t2ir1_ray.checkpoints import tokenizer as tokenizers
+from t2ir1_ray.checkpoints.folder import read_config, refuse, resolve_checkpoint
+from t2ir1_ray.checkpoints.weights import read_tensors
 from t2ir1_ray.config import PolicyConfig
 from t2ir1_ray.errors import UserError
 from t2ir1_ray.janus import layout as janus_layout
-from t2ir1_ray.janus.checkpoints import read_config, read_tensors, refuse, resolve_checkpoint
 
 BEGIN_OF_IMAGE = "<begin_of_image>"
 PAD = "<｜▁pad▁｜>"
@@ -66,7 +68,8 @@ class PromptFormat:
         return unconditional_ids(image_prompt_ids, self.pad_id)
 
     def plan_text(self, plan_ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(plan_ids, skip_special_tokens=True)
+        # Cleaning up would take spaces away that the plan has, whatever tokenizer_config.json prefers.
+        return self.tokenizer.decode(plan_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def _conversation(self, content: str, system: str) -> list[int]:
         text = f"User: {content}\n\nAssistant:"
@@ -106,12 +109,8 @@ def load_config(path: str) -> JanusConfig:
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer; code that comes with it is never run. Raises UserError if its files are bad."""
-    folder = resolve_checkpoint(path, "policy.path")
-    with refuse(f"policy.path: {path}: its tokenizer cannot be read"):
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        tokenizer("a \N{SNOWMAN}", split_special_tokens=True)  # what is wrong with its settings shows when it is used
-        return tokenizer
+    """The checkpoint's tokenizer, as its `tokenizer.json` says. Raises UserError if its files are bad."""
+    return tokenizers.load_tokenizer(resolve_checkpoint(path, "policy.path"), "policy.path")
 
 
 def load_state_dict(path: str) -> dict[str, Tensor]:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from t2ir1_ray.checkpoints.weights import read_tensors
 from t2ir1_ray.config import PolicyConfig
 from t2ir1_ray.janus import layout as janus_layout
 from t2ir1_ray.janus import policy
-from t2ir1_ray.janus.checkpoints import read_tensors
 from tests.core.refusals import refused
 from tests.tiny_janus import write_tiny_janus
 

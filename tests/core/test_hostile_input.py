@@ -12,9 +12,9 @@ import pytest
 from tokenizers import AddedToken
 
 from rewards.base import read_image
-from rewards.checkpoint import check_shards
 from rewards.experts import load_expert
 from t2ir1_ray import config
+from t2ir1_ray.checkpoints.weights import weight_files
 from t2ir1_ray.config import PolicyConfig
 from t2ir1_ray.janus import policy
 from t2ir1_ray.journal.resume import check_unchanged, record_inputs
@@ -188,7 +188,7 @@ def test_a_kind_that_names_no_expert_is_refused_and_not_called(kind: str, capsys
 
 def test_the_index_of_an_expert_names_files_of_its_folder_only(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../x.safetensors"}}')
-    refused(lambda: check_shards(str(tmp_path)), "no file of its own folder")
+    refused(lambda: weight_files(tmp_path, "expert path"), "expert path", "file of its own folder")
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from peft import LoraConfig, PeftModel
 from transformers import JanusForConditionalGeneration
 
 from learner.meter import RATIO_EDGES
+from t2ir1_ray.checkpoints.weights import read_tensors
 from t2ir1_ray.config import LearnerConfig
-from t2ir1_ray.janus.checkpoints import read_tensors
 from t2ir1_ray.janus.policy import FROZEN
 from tests.learner.ranks import Result, Scenario, run_ranks
 from tests.learner.samples import BETA, RATE, plain_training, random_batch
