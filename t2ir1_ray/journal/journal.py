@@ -57,7 +57,7 @@ class Journal:
             raise UserError(
                 f"journal.root: {run} cannot be written ({error.strerror}): choose another folder"
             ) from None
-        self._progress = Progress(config.train.steps)
+        self._progress = Progress(config.train.steps, config.eval.every)
         self._signs = WarningSigns(config)
         self.say(f"run folder {run} (tensorboard --logdir {run / 'tensorboard'})")
 

@@ -4,6 +4,7 @@ The verifier is no part of the reward. Sampling is seeded and independent of tra
 policies differ by the policies alone.
 """
 
+import time
 from collections import defaultdict
 
 import numpy as np
@@ -33,7 +34,8 @@ class HeldOut:
 
     def evaluate(self, cluster: Cluster) -> dict[str, float]:
         """Exact accuracy at temperature 1 (with its standard error) and greedy, shares of right plans and of images
-        that follow their plan, and accuracy per task type."""
+        that follow their plan, accuracy per task type, and the seconds that all this took."""
+        begin = time.perf_counter()
         sampled, greedy = self._judge(cluster, 1.0), self._judge(cluster, 0.0)
         accuracy = sampled["accuracy"].mean()
         by_task = defaultdict(list)
@@ -45,6 +47,7 @@ class HeldOut:
             "heldout/accuracy_greedy": float(greedy["accuracy"].mean()),
             "heldout/plan_accuracy": float(sampled["plan"].mean()),
             "heldout/image_follows_plan": float(sampled["follows"].mean()),
+            "time/heldout_s": time.perf_counter() - begin,
             **{f"heldout/task/{task}": float(np.mean(rights)) for task, rights in sorted(by_task.items())},
         }
 
