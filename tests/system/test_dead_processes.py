@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -29,6 +30,7 @@ from tests.system.runs import (
     small_config,
     started,
     title,
+    wait_until,
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
@@ -43,23 +45,32 @@ def place(folder: Path, *overrides: str) -> list[str]:
     return ["--config", str(file), "cluster.dashboard=false", f"train.steps={STEPS}", *name, *overrides]
 
 
-def test_the_only_learner_is_killed(whole: Path, tmp_path: Path) -> None:
-
-    def kill(command: psutil.Process) -> None:
-        started(command, "LearnerActor").kill()
-
+def test_every_kind_of_process_is_killed(whole: Path, tmp_path: Path) -> None:
+    """One after another, each in mid-step: all but the learner start again and their work is done again. The learner's
+    death ends the run, which goes on as if nothing had happened."""
     folder = tmp_path / "one"
-    code, errors, seconds = interrupt(folder, 3, kill, *place(folder))
+
+    def kill(command: psutil.Popen) -> None:
+        for step, actor in ((1, "RolloutActor"), (2, "ExpertActor"), (3, "ReferenceActor"), (5, "LearnerActor")):
+            wait_until(partial(has_done, folder, step), command)
+            started(command, actor).kill()
+
+    code, errors, seconds = interrupt(folder, 1, kill, *place(folder))
     assert (code, errors.count("\n")) == (1, 1), errors
     assert errors.startswith("error: learner 0: died during")
     assert errors.endswith(f": go on with --resume {folder}\n")
     assert seconds < 30
+    assert metrics(folder)[-1]["actors/restarts"] == 3
+    assert_same_metrics(metrics(whole)[:6], metrics(folder), tolerance=0)
     train(config.load(str(folder / "config.yaml")), folder, resume=True)
     assert_same_metrics(metrics(whole), metrics(folder), tolerance=0)
 
 
 def test_one_of_two_learners_is_killed(whole: Path, tmp_path: Path) -> None:
-    """In mid-step: rank 0 only sees its partner vanish, and raises. The one that is named is rank 1."""
+    """In mid-step: rank 0 only sees its partner vanish, and raises. The one that is named is rank 1.
+
+    The resumed run is an undisturbed one with two ranks, which is one with a single rank.
+    """
     folder = tmp_path / "two"
     processes, killed = [], []
 
@@ -78,19 +89,18 @@ def test_one_of_two_learners_is_killed(whole: Path, tmp_path: Path) -> None:
     assert time.monotonic() - killed[0] < 30
     assert not psutil.wait_procs(processes, timeout=10)[1]
     train(config.load(str(folder / "config.yaml")), folder, resume=True)
-    assert_same_metrics(metrics(whole), metrics(folder), tolerance=1e-4)
-
-
-class Partner:
-    """One of two ranks of which the first runs out of memory and the second waits for it."""
-
-    def step(self, rank: int) -> None:
-        if rank == 0:
-            raise RuntimeError("out of memory")
-        time.sleep(3600)
+    assert_same_metrics(metrics(whole), metrics(folder), tolerance=1e-5)
 
 
 def test_one_of_two_learners_raises(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of two ranks runs out of memory, and the second waits for it."""
+
+    class Partner:  # defined here, so that its processes need not import this module
+        def step(self, rank: int) -> None:
+            if rank == 0:
+                raise RuntimeError("out of memory")
+            time.sleep(3600)
+
     monkeypatch.setattr(calls, "PARTNERS_S", 1.0)
     ranks = [ray.remote(Partner).options(num_cpus=0).remote() for _ in range(2)]
     steps = calls.numbered("learner", [actor.step.remote(rank) for rank, actor in enumerate(ranks)])
@@ -141,17 +151,29 @@ def test_every_wait_names_who_does_not_answer(local_ray: None, tmp_path: Path) -
     assert not psutil.wait_procs([expert, reference, rollout, learner], timeout=20)[1]
 
 
-@pytest.mark.parametrize("after_step", [None, 1])
-def test_ctrl_c(after_step: int | None, tmp_path: Path) -> None:
-    """While actors start, and in mid-run with an actor that does not answer; a terminal sends it to every process."""
+def ctrl_c(command: psutil.Popen) -> None:
+    """As a terminal does: to every process."""
+    os.killpg(command.pid, signal.SIGINT)
 
-    def ctrl_c(command: psutil.Process) -> None:
-        if after_step:
-            started(command, "RolloutActor").suspend()
-            time.sleep(1)
-        os.killpg(command.pid, signal.SIGINT)
 
-    folder = tmp_path / "interrupted"
-    code, errors, seconds = interrupt(folder, after_step, ctrl_c, *place(folder, "train.steps=60"))
+def test_ctrl_c_while_actors_start(tmp_path: Path) -> None:
+    folder = tmp_path / "starting"
+    code, errors, seconds = interrupt(folder, None, ctrl_c, *place(folder, "learner.beta=0"))
     assert (code, errors) == (130, "interrupted\n")
     assert seconds < 30
+
+
+def test_ctrl_c_while_an_actor_does_not_answer(whole: Path, tmp_path: Path) -> None:
+    """In mid-run. The run has another seed, and with it other metrics."""
+
+    def stop(command: psutil.Popen) -> None:
+        started(command, "RolloutActor").suspend()
+        time.sleep(1)
+        ctrl_c(command)
+
+    folder = tmp_path / "running"
+    overrides = ["train.steps=60", "train.seed=1", "learner.beta=0"]
+    code, errors, seconds = interrupt(folder, 1, stop, *place(folder, *overrides))
+    assert (code, errors) == (130, "interrupted\n")
+    assert seconds < 30
+    assert metrics(folder)[1]["reward/mean"] != metrics(whole)[1]["reward/mean"]
