@@ -9,7 +9,7 @@ import ray
 from filelock import FileLock
 
 from tests.system.newcomer import train_as_printed
-from tests.system.runs import run
+from tests.system.runs import STEPS, run
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +46,7 @@ def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable[[
 @pytest.fixture(scope="session")
 def whole(local_ray: None, once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
     """The run of six steps that nothing disturbed: what all others are compared with."""
-    return once("whole", lambda folder: run(folder, "train.steps=6"))
+    return once("whole", lambda folder: run(folder, f"train.steps={STEPS}"))
 
 
 @pytest.fixture(scope="session")

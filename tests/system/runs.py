@@ -21,8 +21,8 @@ from t2ir1_ray.trainer import train
 SMALL = ["data.prompts_per_step=2", "rollout.prompts_per_call=1", "eval.every=3", "eval.count=24"]
 SMALL += ["journal.images_every=0", "journal.keep_last=0", "journal.save_every=2"]
 """Two prompts, each a call of its own: a second rollout actor has something to do."""
-
-
+STEPS = 6
+"""Of the run that all others are compared with."""
 RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """Ray's own helpers, which look for their raylet only now and then: they end half a minute after a SIGKILL."""
 UNCOMPARED = {"rollout/images_per_s", "actors/restarts", "padding"}
@@ -40,6 +40,14 @@ def run(folder: Path, *overrides: str, experts: tuple[str, ...] = ("hps",)) -> l
     """Train on the Ray cluster of this process; returns the lines of metrics.jsonl."""
     train(small_config(folder.with_suffix(".yaml"), *overrides, experts=experts), folder)
     return metrics(folder)
+
+
+def command_line(folder: Path, *overrides: str) -> list[str]:
+    """Arguments of a training command with a Ray cluster of its own, whose run is `folder`."""
+    file = folder.with_suffix(".yaml")
+    small_config(file)
+    name = [f"journal.root={folder.parent}", f"journal.name={folder.name}"]
+    return ["--config", str(file), "cluster.dashboard=false", f"train.steps={STEPS}", *name, *overrides]
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Training answers bad input with one line, without starting actors; its command with exit code 2."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -47,7 +48,8 @@ def test_bad_configuration(arguments: list[str], words: list[str], tmp_path: Pat
 def test_a_malformed_prompt_line_is_named(tmp_path: Path) -> None:
     file = tmp_path / "p.jsonl"
     file.write_text(json.dumps({"prompt": "a", "task_type": "color"}) + "\n{oops\n")
-    assert_refused([f"data.prompts={file}", f"journal.root={tmp_path}"], f"{file}:2")
+    with pytest.raises(UserError, match=re.escape(f"{file}:2")):
+        train(config.load("shapes", [f"data.prompts={file}"]), tmp_path / "run")
 
 
 def test_a_bad_checkpoint_is_refused_before_any_rollout(tmp_path: Path) -> None:

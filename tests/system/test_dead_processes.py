@@ -1,7 +1,6 @@
 """Processes that die or stick for good: the run ends soon, says in one line who it was, and leaves nothing behind."""
 
-import os
-import signal
+import shutil
 import threading
 import time
 from dataclasses import replace
@@ -21,12 +20,13 @@ from t2ir1_ray.loop.experience import assemble
 from t2ir1_ray.records.prompts import read_prompts
 from t2ir1_ray.trainer import train
 from tests.system.runs import (
+    STEPS,
     actor_process,
     assert_same_metrics,
+    command_line,
     has_done,
     interrupt,
     metrics,
-    run,
     small_config,
     started,
     title,
@@ -34,15 +34,6 @@ from tests.system.runs import (
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
-STEPS = 6
-
-
-def place(folder: Path, *overrides: str) -> list[str]:
-    """Arguments of a training command with a Ray cluster of its own, whose run is `folder`."""
-    file = folder.with_suffix(".yaml")
-    small_config(file)
-    name = [f"journal.root={folder.parent}", f"journal.name={folder.name}"]
-    return ["--config", str(file), "cluster.dashboard=false", f"train.steps={STEPS}", *name, *overrides]
 
 
 def test_every_kind_of_process_is_killed(whole: Path, tmp_path: Path) -> None:
@@ -55,27 +46,35 @@ def test_every_kind_of_process_is_killed(whole: Path, tmp_path: Path) -> None:
             wait_until(partial(has_done, folder, step), command)
             started(command, actor).kill()
 
-    code, errors, seconds = interrupt(folder, 1, kill, *place(folder))
+    code, errors, seconds = interrupt(folder, 1, kill, *command_line(folder))
     assert (code, errors.count("\n")) == (1, 1), errors
     assert errors.startswith("error: learner 0: died during")
     assert errors.endswith(f": go on with --resume {folder}\n")
     assert seconds < 30
     assert metrics(folder)[-1]["actors/restarts"] == 3
-    assert_same_metrics(metrics(whole)[:6], metrics(folder), tolerance=0)
+    assert_same_metrics(metrics(whole)[:STEPS], metrics(folder), tolerance=0)
     train(config.load(str(folder / "config.yaml")), folder, resume=True)
     assert_same_metrics(metrics(whole), metrics(folder), tolerance=0)
 
 
-def test_one_of_two_learners_is_killed(whole: Path, tmp_path: Path) -> None:
-    """In mid-step: rank 0 only sees its partner vanish, and raises. The one that is named is rank 1.
+def test_two_ranks_go_on_from_a_damaged_checkpoint_and_one_of_them_is_killed(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two ranks take over from step 2 of one rank's run, because step 4 has a flipped byte and the later ones are gone.
 
-    The resumed run is an undisturbed one with two ranks, which is one with a single rank.
+    Rank 1 is killed in mid-step: rank 0 only sees its partner vanish, and raises. The one that is named is rank 1.
     """
     folder = tmp_path / "two"
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / "checkpoints" / "step_000006")
+    weights = folder / "checkpoints" / "step_000004" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
     processes, killed = [], []
 
     def kill() -> None:
-        while not has_done(folder, 3):
+        while len(metrics(folder)) != 5:  # of the copy it has 7 at first
             time.sleep(0.02)
         processes.extend(actor_process(name) for name in ("learner-0", "learner-1", "rollout-0", "expert-hps-0"))
         while "LearnerActor.step" not in title(processes[1]):
@@ -84,11 +83,13 @@ def test_one_of_two_learners_is_killed(whole: Path, tmp_path: Path) -> None:
         processes[1].kill()
 
     threading.Thread(target=kill, daemon=True).start()
+    settings = config.load(str(folder / "config.yaml"), ["learner.ranks=2"])
     with pytest.raises(RunError, match="^learner 1: died during step [^\n]*$"):
-        run(folder, f"train.steps={STEPS}", "learner.ranks=2")
+        train(settings, folder, resume=True)
     assert time.monotonic() - killed[0] < 30
     assert not psutil.wait_procs(processes, timeout=10)[1]
-    train(config.load(str(folder / "config.yaml")), folder, resume=True)
+    assert "step_000004 is not whole (model.safetensors has other contents" in " ".join(capsys.readouterr().out.split())
+    train(settings, folder, resume=True)
     assert_same_metrics(metrics(whole), metrics(folder), tolerance=1e-5)
 
 
@@ -149,31 +150,3 @@ def test_every_wait_names_who_does_not_answer(local_ray: None, tmp_path: Path) -
         with pytest.raises(RunError, match="^learner 0: " + no_answer.format("publish version 2")):
             cluster.publish(2)
     assert not psutil.wait_procs([expert, reference, rollout, learner], timeout=20)[1]
-
-
-def ctrl_c(command: psutil.Popen) -> None:
-    """As a terminal does: to every process."""
-    os.killpg(command.pid, signal.SIGINT)
-
-
-def test_ctrl_c_while_actors_start(tmp_path: Path) -> None:
-    folder = tmp_path / "starting"
-    code, errors, seconds = interrupt(folder, None, ctrl_c, *place(folder, "learner.beta=0"))
-    assert (code, errors) == (130, "interrupted\n")
-    assert seconds < 30
-
-
-def test_ctrl_c_while_an_actor_does_not_answer(whole: Path, tmp_path: Path) -> None:
-    """In mid-run. The run has another seed, and with it other metrics."""
-
-    def stop(command: psutil.Popen) -> None:
-        started(command, "RolloutActor").suspend()
-        time.sleep(1)
-        ctrl_c(command)
-
-    folder = tmp_path / "running"
-    overrides = ["train.steps=60", "train.seed=1", "learner.beta=0"]
-    code, errors, seconds = interrupt(folder, 1, stop, *place(folder, *overrides))
-    assert (code, errors) == (130, "interrupted\n")
-    assert seconds < 30
-    assert metrics(folder)[1]["reward/mean"] != metrics(whole)[1]["reward/mean"]
