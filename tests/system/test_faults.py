@@ -57,9 +57,11 @@ def started(kind: str, accidents: list[str], calls: Path, **options: Any) -> Ite
     settings = {"accidents": accidents, "calls": str(calls)}
     arguments = (kind, str(SHIPPED_WEIGHTS / "hps"), "float32", 64, settings)
     actor = ray.remote(ExpertActor).options(**retries, **options).remote(*arguments)
-    wait_for(actor.__ray_ready__.remote(), "expert hps", "start", 200)
-    yield Pool("expert hps", [actor])
-    ray.kill(actor)
+    try:
+        wait_for(actor.__ray_ready__.remote(), "expert hps", "start", 200)
+        yield Pool("expert hps", [actor])
+    finally:
+        ray.kill(actor)
 
 
 def score(pool: Pool, timeout_s: float = 60) -> Scores:
@@ -85,8 +87,8 @@ def score(pool: Pool, timeout_s: float = 60) -> Scores:
 
 
 def test_what_stops_a_step_names_the_expert(tmp_path: Path) -> None:
-    """A score that is not finite, an error that three tries do not get over, and a call that does not end."""
-    with started(FAULTY, ["nan", *["raise"] * 3, "hang"], tmp_path / "calls") as pool:
+    """A score that is not finite and an error, each in three tries, and a call that does not end."""
+    with started(FAULTY, [*["nan"] * 3, *["raise"] * 3, "hang"], tmp_path / "calls") as pool:
         for words, timeout_s in (
             ("expert hps: .*not finite", 60),
             ("expert hps: score prompt 7 failed: .*device-side accident", 60),
