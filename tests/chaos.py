@@ -59,13 +59,13 @@ class Job:
         return self.process.poll() is None
 
     def pause(self, rng: random.Random) -> bool:
-        """Until a random moment of the start, or, more often, of the steps; returns whether it still runs."""
-        if rng.random() < 0.25:
+        """Until a random moment of the start, or, more often, of the step after next; returns whether it still runs."""
+        if time.monotonic() - self.began < 1 and rng.random() < 0.25:
             return self.watch(rng.uniform(0.5, 12))
-        before = len(journal(self.run)) if (self.run / "metrics.jsonl").is_file() else 0
-        while self.watch(0.2):
-            if (self.run / "metrics.jsonl").is_file() and len(journal(self.run)) > before:
-                return self.watch(rng.uniform(0, 4))
+        before = len(lines(self.run))
+        while self.watch(0.1):
+            if len(found := lines(self.run)) > before:
+                return self.watch(rng.random() * found[-1].get("time/step_s", 1.0))
             if time.monotonic() - self.began > RUN_TIMEOUT_S:
                 raise TimeoutError(f"{self.run}: no end after {RUN_TIMEOUT_S} s, see {self.log}")
         return False
@@ -81,10 +81,15 @@ class Job:
         return psutil.wait_procs(list(self.family.values()), timeout=120)[1]
 
 
+def lines(run: Path) -> list[dict[str, Any]]:
+    """The whole lines of a journal, none if it has not been begun."""
+    text = file.read_text() if (file := run / "metrics.jsonl").is_file() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
 def journal(run: Path) -> list[dict[str, Any]]:
-    text = (run / "metrics.jsonl").read_text()
-    lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    return [{k: v for k, v in line.items() if not k.startswith("time/") and k not in UNCOMPARED} for line in lines]
+    """Without what differs from run to run."""
+    return [{k: v for k, v in line.items() if not k.startswith("time/") and k not in UNCOMPARED} for line in lines(run)]
 
 
 def kill_actor(job: Job, rng: random.Random) -> str | None:
@@ -179,26 +184,27 @@ def differences(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> list
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=2.0, help="no further run is begun after so long")
+    parser.add_argument("--minutes", type=float, default=2.0, help="so long runs are begun, and until --faults faults")
+    parser.add_argument("--config", default="shapes", help="a shipped name or a YAML file")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--faults", type=int, default=4, help="faults of one run")
     parser.add_argument("--kinds", default="actor,job,term", help="of what is killed; comma-separated")
     parser.add_argument("--staleness", type=int, default=0, help="train.max_staleness of async runs; 0: sync runs")
     options = parser.parse_args()
     mode = ["train.mode=async", f"train.max_staleness={options.staleness}"] if options.staleness else []
-    overrides = [*OVERRIDES, *mode]
+    overrides = ["--config", options.config, *OVERRIDES, *mode]
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    rng = random.Random(options.seed)
     root = Path(tempfile.mkdtemp(prefix="chaos-"))
     deadline = time.monotonic() + 60 * options.minutes
-    disturbed(root / "whole", rng, [], overrides)
+    disturbed(root / "whole", random.Random(options.seed), [], overrides)
     expected = journal(root / "whole")
 
+    rng = random.Random(options.seed)  # anew: how much of it the run without faults uses depends on its speed
     injected: Counter[str] = Counter()
     survived: Counter[str] = Counter()
     wrong: list[str] = []
     number = 0
-    while number == 0 or time.monotonic() < deadline:
+    while injected.total() < options.faults or time.monotonic() < deadline:
         number += 1
         run = root / f"run-{number}"
         kinds = ["actor", "job", *rng.choices(options.kinds.split(","), k=max(0, options.faults - 2))]

@@ -67,7 +67,7 @@ def test_the_command_prints_and_writes(tmp_path: Path) -> None:
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"{reference()}\n"
     file = tmp_path / "README.md"
     file.write_text(f"{BEGIN}\n{END}\n")
-    subprocess.run([*command, "--write", str(file)], check=True)
+    config_reference.main(["--write", str(file)])
     assert reference() in file.read_text()
     result = subprocess.run([*command, "--write", str(tmp_path / "none")], capture_output=True, text=True, check=False)
     assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)

@@ -1,12 +1,15 @@
-"""One local Ray cluster for all system tests, larger than the machine on paper so that several actors fit."""
+"""One local Ray cluster per worker for all system tests, larger than the machine on paper so that several actors fit,
+and the runs that several files look at, each made once for all workers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import ray
+from filelock import FileLock
 
-from tests.system.runs import run
+from tests.system.newcomer import train_as_printed
+from tests.system.runs import STEPS, run
 
 
 @pytest.fixture(scope="session")
@@ -24,8 +27,29 @@ def local_ray() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def whole(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable[[str, Callable[[Path], None]], Path]:
+    """`once(name, make)`: the folder of that name, made by the first worker that asks; the others wait for it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent  # without workers, the parent holds earlier sessions too
+
+    def made(name: str, make: Callable[[Path], None]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():
+                make(folder)
+                done.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def whole(local_ray: None, once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
     """The run of six steps that nothing disturbed: what all others are compared with."""
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    run(folder, "train.steps=6")
-    return folder
+    return once("whole", lambda folder: run(folder, f"train.steps={STEPS}"))
+
+
+@pytest.fixture(scope="session")
+def newcomer(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    """The folder in which somebody has typed the README's first training command: `runs/seed0` is its run."""
+    return once("newcomer", train_as_printed)

@@ -1,4 +1,4 @@
-"""The shipped HPS expert with one built-in accident: `kind: tests.system.faulty_experts.FaultyHps`."""
+"""The shipped HPS expert with built-in accidents: `kind: tests.system.faulty_experts.FaultyHps`."""
 
 import os
 import signal
@@ -14,36 +14,32 @@ from rewards.hps import HpsExpert
 
 
 class FaultyHps(HpsExpert):
-    """fault: what happens in the first call that finds no file `marker`.
+    """accidents: of its first calls, one after another: `raise`, `kill`, `corrupt`, `nan`, `hang`, or `none`.
 
-    `raise_always`, `nan`, `hang` and `kill_always` happen in every call; the last adds a byte to the file each time.
+    Calls are counted by the bytes of the file `calls`, so that a process that starts again goes on with the next one.
     """
 
-    def __init__(self, path: str, fault: str, marker: str, **options: Any):
+    def __init__(self, path: str, accidents: Sequence[str], calls: str, **options: Any):
         super().__init__(path, **options)
-        self.fault, self.marker = fault, Path(marker)
+        self.accidents, self.calls = accidents, Path(calls)
 
     def score(self, images: Images, rows: Sequence[Row]) -> ExpertScores:
-        if self.fault == "raise_always" or (self.fault == "raise" and self._first()):
+        accident = self._next()
+        if accident == "raise":
             raise RuntimeError("device-side accident")
-        if self.fault == "kill" and self._first():
+        if accident == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        if self.fault == "kill_always":
-            with self.marker.open("a") as file:
-                file.write("x")
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self.fault == "hang":
+        if accident == "hang":
             time.sleep(3600)
-        if self.fault == "corrupt" and self._first():
+        if accident == "corrupt":
             images = [*images[:3], b"no image at all", *images[4:]]
         found = super().score(images, rows)
-        if self.fault == "nan":
+        if accident == "nan":
             found.scores[0] = np.nan
         return found
 
-    def _first(self) -> bool:
-        try:
-            self.marker.touch(exist_ok=False)
-        except FileExistsError:
-            return False
-        return True
+    def _next(self) -> str:
+        with self.calls.open("ab") as file:
+            number = file.tell()
+            file.write(b".")
+        return self.accidents[number] if number < len(self.accidents) else "none"

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from t2ir1_ray.trainer import train
 SMALL = ["data.prompts_per_step=2", "rollout.prompts_per_call=1", "eval.every=3", "eval.count=24"]
 SMALL += ["journal.images_every=0", "journal.keep_last=0", "journal.save_every=2"]
 """Two prompts, each a call of its own: a second rollout actor has something to do."""
-
-
+STEPS = 6
+"""Of the run that all others are compared with."""
 RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """Ray's own helpers, which look for their raylet only now and then: they end half a minute after a SIGKILL."""
 UNCOMPARED = {"rollout/images_per_s", "actors/restarts", "padding"}
@@ -41,6 +42,14 @@ def run(folder: Path, *overrides: str, experts: tuple[str, ...] = ("hps",)) -> l
     return metrics(folder)
 
 
+def command_line(folder: Path, *overrides: str) -> list[str]:
+    """Arguments of a training command with a Ray cluster of its own, whose run is `folder`."""
+    file = folder.with_suffix(".yaml")
+    small_config(file)
+    name = [f"journal.root={folder.parent}", f"journal.name={folder.name}"]
+    return ["--config", str(file), "cluster.dashboard=false", f"train.steps={STEPS}", *name, *overrides]
+
+
 def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -57,12 +66,12 @@ def actor_process(name: str) -> psutil.Process:
 
 
 def interrupt(
-    folder: Path, after_step: int | None, disturb: Callable[[psutil.Process], Any], *arguments: str
+    folder: Path, after_step: int | None, disturb: Callable[[psutil.Popen], Any], *arguments: str
 ) -> tuple[int, str, float]:
     """Train in a process of its own and disturb it behind a step, or (None) while its actors start.
 
-    `disturb` is given the process of the command. Returns (exit code, stderr, seconds until its end), when no process
-    that it started is left.
+    `disturb` is given the process of the command. Returns (exit code, stderr, seconds from the disturbance until its
+    end), when no process that it started is left.
     """
     command = [sys.executable, "-m", "t2ir1_ray.train", *arguments]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
@@ -70,21 +79,30 @@ def interrupt(
     def heed_ctrl_c() -> None:  # a shell makes what it starts in the background ignore it
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    with subprocess.Popen(command, start_new_session=True, preexec_fn=heed_ctrl_c, **quiet) as process:
-        driver = psutil.Process(process.pid)
-        deadline = time.monotonic() + 240
-        while not (has_done(folder, after_step) if after_step is not None else started(driver, "RolloutActor")):
-            assert process.poll() is None, process.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        children = driver.children(recursive=True)
-        begin = time.monotonic()
+    with psutil.Popen(command, start_new_session=True, preexec_fn=heed_ctrl_c, **quiet) as driver:
+        if after_step is None:
+            wait_until(lambda: started(driver, "RolloutActor"), driver)
+        else:
+            wait_until(lambda: has_done(folder, after_step), driver)
+        children = set(driver.children(recursive=True))
         disturb(driver)
-        _, errors = process.communicate(timeout=120)
+        begin = time.monotonic()
+        with suppress(psutil.Error):  # actors that were started again
+            children |= set(driver.children(recursive=True))
+        _, errors = driver.communicate(timeout=120)
         seconds = time.monotonic() - begin
     _, alive = psutil.wait_procs([child for child in children if title(child) not in RAY_AGENTS], timeout=30)
     assert not alive, alive
-    return process.returncode, errors, seconds
+    return driver.returncode, errors, seconds
+
+
+def wait_until(condition: Callable[[], Any], driver: psutil.Popen) -> None:
+    """Wait for something that a running command does."""
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert driver.poll() is None, driver.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def started(driver: psutil.Process, kind: str) -> psutil.Process | None:

@@ -1,10 +1,10 @@
 """Processes that die or stick for good: the run ends soon, says in one line who it was, and leaves nothing behind."""
 
-import os
-import signal
+import shutil
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -22,49 +22,59 @@ from t2ir1_ray.trainer import train
 from tests.system.runs import (
     actor_process,
     assert_same_metrics,
+    command_line,
     has_done,
     interrupt,
     metrics,
-    run,
     small_config,
     started,
     title,
+    wait_until,
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
-STEPS = 6
 
 
-def place(folder: Path, *overrides: str) -> list[str]:
-    """Arguments of a training command with a Ray cluster of its own, whose run is `folder`."""
-    file = folder.with_suffix(".yaml")
-    small_config(file)
-    name = [f"journal.root={folder.parent}", f"journal.name={folder.name}"]
-    return ["--config", str(file), "cluster.dashboard=false", f"train.steps={STEPS}", *name, *overrides]
-
-
-def test_the_only_learner_is_killed(whole: Path, tmp_path: Path) -> None:
-
-    def kill(command: psutil.Process) -> None:
-        started(command, "LearnerActor").kill()
-
+def test_every_kind_of_process_is_killed(whole: Path, tmp_path: Path) -> None:
+    """One after another, each in mid-step: all but the learner start again and their work is done again. The learner's
+    death ends the run, which goes on as if nothing had happened."""
     folder = tmp_path / "one"
-    code, errors, seconds = interrupt(folder, 3, kill, *place(folder))
+
+    def kill(command: psutil.Popen) -> None:
+        for step, actor in ((0, "RolloutActor"), (1, "ExpertActor"), (2, "ReferenceActor"), (4, "LearnerActor")):
+            wait_until(partial(has_done, folder, step), command)
+            started(command, actor).kill()
+
+    code, errors, seconds = interrupt(folder, 0, kill, *command_line(folder))
     assert (code, errors.count("\n")) == (1, 1), errors
     assert errors.startswith("error: learner 0: died during")
     assert errors.endswith(f": go on with --resume {folder}\n")
     assert seconds < 30
+    found = metrics(folder)
+    assert found[4]["actors/restarts"] == 3
+    assert_same_metrics(metrics(whole)[: len(found)], found, tolerance=0)
     train(config.load(str(folder / "config.yaml")), folder, resume=True)
     assert_same_metrics(metrics(whole), metrics(folder), tolerance=0)
 
 
-def test_one_of_two_learners_is_killed(whole: Path, tmp_path: Path) -> None:
-    """In mid-step: rank 0 only sees its partner vanish, and raises. The one that is named is rank 1."""
+def test_two_ranks_go_on_from_a_damaged_checkpoint_and_one_of_them_is_killed(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two ranks take over from step 2 of one rank's run, because step 4 has a flipped byte and the later ones are gone.
+
+    Rank 1 is killed in mid-step: rank 0 only sees its partner vanish, and raises. The one that is named is rank 1.
+    """
     folder = tmp_path / "two"
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / "checkpoints" / "step_000006")
+    weights = folder / "checkpoints" / "step_000004" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
     processes, killed = [], []
 
     def kill() -> None:
-        while not has_done(folder, 3):
+        while len(metrics(folder)) != 5:  # of the copy it has 7 at first
             time.sleep(0.02)
         processes.extend(actor_process(name) for name in ("learner-0", "learner-1", "rollout-0", "expert-hps-0"))
         while "LearnerActor.step" not in title(processes[1]):
@@ -73,24 +83,25 @@ def test_one_of_two_learners_is_killed(whole: Path, tmp_path: Path) -> None:
         processes[1].kill()
 
     threading.Thread(target=kill, daemon=True).start()
+    settings = config.load(str(folder / "config.yaml"), ["learner.ranks=2"])
     with pytest.raises(RunError, match="^learner 1: died during step [^\n]*$"):
-        run(folder, f"train.steps={STEPS}", "learner.ranks=2")
+        train(settings, folder, resume=True)
     assert time.monotonic() - killed[0] < 30
     assert not psutil.wait_procs(processes, timeout=10)[1]
-    train(config.load(str(folder / "config.yaml")), folder, resume=True)
-    assert_same_metrics(metrics(whole), metrics(folder), tolerance=1e-4)
-
-
-class Partner:
-    """One of two ranks of which the first runs out of memory and the second waits for it."""
-
-    def step(self, rank: int) -> None:
-        if rank == 0:
-            raise RuntimeError("out of memory")
-        time.sleep(3600)
+    assert "step_000004 is not whole (model.safetensors has other contents" in " ".join(capsys.readouterr().out.split())
+    train(settings, folder, resume=True)
+    assert_same_metrics(metrics(whole), metrics(folder), tolerance=1e-5)
 
 
 def test_one_of_two_learners_raises(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of two ranks runs out of memory, and the second waits for it."""
+
+    class Partner:  # defined here, so that its processes need not import this module
+        def step(self, rank: int) -> None:
+            if rank == 0:
+                raise RuntimeError("out of memory")
+            time.sleep(3600)
+
     monkeypatch.setattr(calls, "PARTNERS_S", 1.0)
     ranks = [ray.remote(Partner).options(num_cpus=0).remote() for _ in range(2)]
     steps = calls.numbered("learner", [actor.step.remote(rank) for rank, actor in enumerate(ranks)])
@@ -139,19 +150,3 @@ def test_every_wait_names_who_does_not_answer(local_ray: None, tmp_path: Path) -
         with pytest.raises(RunError, match="^learner 0: " + no_answer.format("publish version 2")):
             cluster.publish(2)
     assert not psutil.wait_procs([expert, reference, rollout, learner], timeout=20)[1]
-
-
-@pytest.mark.parametrize("after_step", [None, 1])
-def test_ctrl_c(after_step: int | None, tmp_path: Path) -> None:
-    """While actors start, and in mid-run with an actor that does not answer; a terminal sends it to every process."""
-
-    def ctrl_c(command: psutil.Process) -> None:
-        if after_step:
-            started(command, "RolloutActor").suspend()
-            time.sleep(1)
-        os.killpg(command.pid, signal.SIGINT)
-
-    folder = tmp_path / "interrupted"
-    code, errors, seconds = interrupt(folder, after_step, ctrl_c, *place(folder, "train.steps=60"))
-    assert (code, errors) == (130, "interrupted\n")
-    assert seconds < 30

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,53 @@ import pytest
 from PIL import Image
 
 from t2ir1_ray import evaluate
-from t2ir1_ray.config import SHIPPED
+from t2ir1_ray.benchmarks.devices import Devices
+from t2ir1_ray.benchmarks.judge import Judge
+from t2ir1_ray.config import SHIPPED, Config, ExpertConfig
 from t2ir1_ray.errors import RunError, UserError
+from t2ir1_ray.generate import checkpoint_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 LIMIT = 24
+JUDGES = {
+    "vqa": ("git", str(SHIPPED / "git")),
+    "detector": ("grounding_dino", str(SHIPPED / "grounding_dino")),
+    "clip": ("clip", str(SHIPPED / "hps")),
+}
+"""Kind and checkpoint of every judge."""
 
 
 @pytest.fixture(autouse=True)
 def _connected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("actors.connect.connect", lambda cluster: None)
+
+
+@pytest.fixture(scope="module")
+def devices(local_ray: None) -> Iterator[Devices]:
+    """A rollout actor with the shipped policy, and every judge that the benchmarks here need."""
+    experts = {
+        name: ExpertConfig(kind=kind, path=path, batch_size=8, num_gpus=0, num_cpus=0.1)
+        for name, (kind, path) in JUDGES.items()
+    }
+    with Devices(checkpoint_config(None, None), experts, actors=1, judge=None) as started:
+        yield started
+
+
+@pytest.fixture
+def standing(devices: Devices, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations use `devices`, one after another, instead of starting actors of their own."""
+
+    @contextmanager
+    def lend(
+        config: Config, experts: dict[str, ExpertConfig], actors: int | None, judge: Judge | None
+    ) -> Iterator[Devices]:
+        assert config == devices.cluster.config
+        assert all((expert.kind, expert.path) == JUDGES[name] for name, expert in experts.items())
+        devices.judge = judge
+        with closing(judge) if judge else nullcontext():
+            yield devices
+
+    monkeypatch.setattr("t2ir1_ray.benchmarks.devices.Devices", lend)
 
 
 def lines(out: Path) -> list[str]:
@@ -106,6 +144,7 @@ def test_a_finished_evaluation_starts_nothing(finished: Path, monkeypatch: pytes
     assert lines(finished) == before
 
 
+@pytest.mark.usefixtures("standing")
 def test_geneval_with_a_detector_and_colors(tmp_path: Path) -> None:
     """Real judges end to end; the tiny CLIP of the shapes world only has to answer."""
     rows = [
@@ -134,6 +173,7 @@ def test_geneval_with_a_detector_and_colors(tmp_path: Path) -> None:
     assert summary(out)["figures"]["overall"]["semantic-CoT"] is None  # four of its six tags are not there
 
 
+@pytest.mark.usefixtures("standing")
 def test_compbench_with_vqa_detector_and_clip(tmp_path: Path) -> None:
     prompts = tmp_path / "dataset"
     prompts.mkdir()
@@ -190,6 +230,7 @@ def endpoint() -> Iterator[str]:
     server.server_close()
 
 
+@pytest.mark.usefixtures("standing")
 def test_wise_asks_the_endpoint_that_was_named(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = {1: "a red circle", 2: "two yellow rings", 401: "a green cross"}
     rows = [{"Prompt": text, "Explanation": f"because {i}", "prompt_id": i} for i, text in texts.items()]

@@ -28,6 +28,18 @@ def actor() -> Iterator[Sampler]:
         yield actor
 
 
+def test_the_command_needs_nothing_but_a_prompt(tmp_path: Path) -> None:
+    """It stands before what uses `actor`: a process has one engine at a time."""
+    file = tmp_path / "prompts.txt"
+    file.write_text("two yellow rings\n\na green cross\n")
+    out = tmp_path / "out"
+    generate.main(["a red circle", "--prompts", str(file), "--out", str(out), "--temperature", "0"])
+    assert len(list(out.glob("0000?_0.png"))) == 3
+    assert (out / "grid.png").is_file()
+    with pytest.raises(UserError, match="holds results already"):
+        generate.main(["a red circle", "--out", str(out)])
+
+
 def sampling(count: int = 2, **changes: Any) -> Sampling:
     return Sampling(**{"group_size": count, "temperature": 1.0, "guidance": 1.0, "seed": 3, "stream": "t"} | changes)
 
@@ -126,28 +138,6 @@ def test_a_checkpoint_of_a_run_brings_its_prompt_format(tmp_path: Path) -> None:
     assert generate.checkpoint_config(str(folder), "shapes").policy.max_plan_tokens == 40
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "t2ir1_ray.generate", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
-def test_the_command_needs_nothing_but_a_prompt(tmp_path: Path) -> None:
-    file = tmp_path / "prompts.txt"
-    file.write_text("two yellow rings\n\na green cross\n")
-    out = tmp_path / "out"
-    result = command("a red circle", "--prompts", str(file), "--out", str(out), "--temperature", "0")
-    assert result.returncode == 0, result.stderr
-    assert len(list(out.glob("0000?_0.png"))) == 3
-    assert (out / "grid.png").is_file()
-    with pytest.raises(UserError, match="holds results already"):
-        generate.main(["a red circle", "--out", str(out)])
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -179,6 +169,7 @@ def test_bad_input_is_one_line(arguments: list[str], words: list[str], tmp_path:
 
 
 def test_bad_input_ends_with_exit_code_2() -> None:
-    result = command("a ring", "--colour")
+    command = [sys.executable, "-m", "t2ir1_ray.generate", "a ring", "--colour"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
     assert result.stderr.startswith("error: ")

@@ -2,28 +2,20 @@
 
 import os
 import re
-import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import ray
 
 from tests.ports import free_port
+from tests.system.newcomer import ROOT, STEPS, commands, prepared, running, wait_for_page
+from tests.system.runs import assert_same_metrics, command_line, metrics
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
-STEPS = 2
-SMALLER = {
-    "t2ir1_ray.train": f"train.steps={STEPS} data.prompts_per_step=2 eval.every={STEPS} eval.count=8".split(),
-    "t2ir1_ray.evaluate": ["--limit", "4"],
-}
 ELSEWHERE = {
     "make": "CI itself runs `make test`, which sets up as `make train` does",
     "pip": "needs GPUs",
@@ -37,88 +29,28 @@ ELSEWHERE = {
 """By their first words: why a command is not run by `test_a_command`."""
 
 
-def commands() -> list[str]:
-    """Lines of the README's bash blocks, without comments."""
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    lines = [re.sub(r"\s+#.*", "", line).strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line]
-
-
 def elsewhere(command: str) -> bool:
     return any(command.startswith(words) for words in ELSEWHERE)
 
 
-def prepared(command: str) -> list[str]:
-    """The command with this Python, for runs of STEPS steps."""
-    words = shlex.split(command.replace("step_000120", f"step_{STEPS:06d}"))
-    if words[0] == "python":
-        return [sys.executable, *words[1:], *SMALLER.get(words[2], [])]
-    return [str(Path(sys.executable).parent / words[0]), *words[1:]]
-
-
-@contextmanager
-def running(words: list[str], log: Path, **options: object) -> Iterator[subprocess.Popen]:
-    """A process whose output goes to `log`; ended, with all that it started, when the block is left."""
-    with log.open("w") as output:
-        process = subprocess.Popen(words, stdout=output, stderr=output, start_new_session=True, **options)
-    try:
-        yield process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(60)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-def wait_for_page(url: str, process: subprocess.Popen, log: Path) -> str:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=5) as page:
-                return page.read().decode()
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError(f"no page at {url}: {log.read_text()[-2000:]}")
-
-
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A newcomer's folder after the README's first training command, which has runs for all seeds.
-
-    `dashboard.html` is what Ray's dashboard showed while it trained.
-    """
-    folder = tmp_path_factory.mktemp("newcomer")
-    (train,) = (line for line in commands() if line.startswith("python -m t2ir1_ray.train train.seed=0"))
-    log = folder / "train.log"
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    with running(prepared(train), log, cwd=folder, env=env) as process:
-        while not (said := re.search(r"Ray dashboard (http://127\.0\.0\.1:\d+)", log.read_text())):
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.2)
-        (folder / "dashboard.html").write_text(wait_for_page(said[1], process, log))
-        assert process.wait(300) == 0, log.read_text()[-2000:]
-    assert "Traceback" not in log.read_text()
+def place(newcomer: Path) -> Path:
+    """The newcomer's folder with runs for all seeds."""
     for seed in (1, 2):
-        shutil.copytree(folder / "runs" / "seed0", folder / "runs" / f"seed{seed}")
-    return folder
+        shutil.copytree(newcomer / "runs" / "seed0", newcomer / "runs" / f"seed{seed}")
+    return newcomer
 
 
 def run(folder: Path, command: str) -> str:
-    done = subprocess.run(
-        prepared(command),
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    """What a command prints; if it needs Ray, it joins the cluster of this process."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    done = subprocess.run(prepared(command), cwd=folder, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"{command}: {done.stdout[-2000:]} {done.stderr[-2000:]}"
     assert "Traceback" not in done.stderr
     return done.stdout
 
 
+@pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize("command", [c for c in commands() if not elsewhere(c) and "train.seed=0" not in c])
 def test_a_command(command: str, place: Path) -> None:
     assert run(place, command).strip()
@@ -149,8 +81,9 @@ def test_tensorboard_and_dashboard_answer(place: Path, tmp_path: Path) -> None:
     assert "Ray" in (place / "dashboard.html").read_text()
 
 
-def test_a_job_on_a_cluster(tmp_path: Path) -> None:
-    """The README's last training command, with token authentication, on a cluster of this machine."""
+def test_a_job_on_a_cluster(whole: Path, tmp_path: Path) -> None:
+    """The README's first job, with token authentication, on a cluster of this machine. A second learner rank changes
+    nothing: it is the beginning of a run with one."""
     bin_folder = str(Path(sys.executable).parent)
     generate, start = (line for line in commands() if line.startswith("ray ") and "job" not in line)
     submit = next(line for line in (ROOT / "README.md").read_text().split("`") if line.startswith("ray job submit"))
@@ -168,8 +101,9 @@ def test_a_job_on_a_cluster(tmp_path: Path) -> None:
             assert head.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.5)
-        words = prepared(submit) + SMALLER["t2ir1_ray.train"] + [f"journal.root={tmp_path}", "journal.name=job"]
+        words = [*prepared(submit), *command_line(tmp_path / "job"), f"train.steps={STEPS}", "learner.ranks=2"]
         done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "succeeded" in done.stdout
-    assert len((tmp_path / "job" / "metrics.jsonl").read_text().splitlines()) == STEPS + 1
+    assert len(metrics(tmp_path / "job")) == STEPS + 1
+    assert_same_metrics(metrics(whole)[: STEPS + 1], metrics(tmp_path / "job"), tolerance=1e-5)

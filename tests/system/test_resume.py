@@ -1,11 +1,8 @@
 """Runs that are interrupted, against the uninterrupted one."""
 
 import json
-import shutil
+import os
 import signal
-import subprocess
-import sys
-import threading
 import time
 from pathlib import Path
 
@@ -13,25 +10,17 @@ import psutil
 import pytest
 
 from t2ir1_ray import config
+from t2ir1_ray.errors import UserError
+from t2ir1_ray.train import main
 from t2ir1_ray.trainer import train
-from tests.system.runs import actor_process, assert_same_metrics, has_done, interrupt, metrics, small_config
+from tests.system.runs import assert_same_metrics, command_line, interrupt, metrics, started
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
-STEPS = 6
 
 
 def test_a_run_that_is_terminated_and_then_killed_goes_on_exactly(whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "torn"
-    small_config(tmp_path / "small.yaml")
-    place = [
-        "--config",
-        str(tmp_path / "small.yaml"),
-        "cluster.dashboard=false",
-        f"journal.root={tmp_path}",
-        "journal.name=torn",
-        f"train.steps={STEPS}",
-    ]
-    code, errors, seconds = interrupt(run, 3, psutil.Process.terminate, *place)
+    code, errors, seconds = interrupt(run, 3, psutil.Process.terminate, *command_line(run))
     assert code == 1
     assert errors.strip().count("\n") == 0, errors
     assert "asked to end after step" in errors
@@ -53,44 +42,34 @@ def test_a_run_that_is_terminated_and_then_killed_goes_on_exactly(whole: Path, t
     )
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_other_ranks_take_over(
-    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Two ranks go on from step 2 of one rank's run, because step 4 has a flipped byte and the later ones are gone."""
-    run = tmp_path / "two"
-    shutil.copytree(whole, run)
-    shutil.rmtree(run / "checkpoints" / "step_000006")
-    weights = run / "checkpoints" / "step_000004" / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
-    train(config.load(str(run / "config.yaml"), ["learner.ranks=2"]), run, resume=True)
-    assert "step_000004 is not whole (model.safetensors has other contents" in " ".join(capsys.readouterr().out.split())
-    assert_same_metrics(metrics(whole), metrics(run), tolerance=1e-4)
-
-
 def test_a_changed_run_is_refused_unless_forced(whole: Path) -> None:
-    command = [sys.executable, "-m", "t2ir1_ray.train", "--resume", str(whole), "learner.beta=0.5"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert result.returncode == 2
-    assert "learner.beta: 0.01 is now 0.5" in result.stderr
-    assert result.stderr.count("\n") == 1
+    with pytest.raises(UserError, match=r"^[^\n]*learner.beta: 0.01 is now 0.5[^\n]*$"):
+        main(["--resume", str(whole), "learner.beta=0.5"])
 
 
-def test_actors_that_are_killed_in_mid_run_change_nothing(whole: Path, tmp_path: Path) -> None:
-    """One after another, each behind another step: they start again and their work is done again."""
-    run = tmp_path / "killed"
-    left = ["reference-0", "expert-hps-0", "rollout-0"]
+def ctrl_c(command: psutil.Popen) -> None:
+    """As a terminal does: to every process."""
+    os.killpg(command.pid, signal.SIGINT)
 
-    def kill() -> None:
-        for step in range(2, 2 + len(left)):
-            while not has_done(run, step):
-                time.sleep(0.02)
-            actor_process(left[-1]).kill()
-            left.pop()
 
-    threading.Thread(target=kill, daemon=True).start()
-    train(small_config(tmp_path / "small.yaml", f"train.steps={STEPS}"), run)
-    assert not left
-    assert metrics(run)[-1]["actors/restarts"] == 3
-    assert_same_metrics(metrics(whole), metrics(run), tolerance=0)
+def test_ctrl_c_while_actors_start(tmp_path: Path) -> None:
+    folder = tmp_path / "starting"
+    code, errors, seconds = interrupt(folder, None, ctrl_c, *command_line(folder, "learner.beta=0"))
+    assert (code, errors) == (130, "interrupted\n")
+    assert seconds < 30
+
+
+def test_ctrl_c_while_an_actor_does_not_answer(whole: Path, tmp_path: Path) -> None:
+    """In mid-run. The run has another seed, and with it other metrics."""
+
+    def stop(command: psutil.Popen) -> None:
+        started(command, "RolloutActor").suspend()
+        time.sleep(1)
+        ctrl_c(command)
+
+    folder = tmp_path / "running"
+    overrides = ["train.steps=60", "train.seed=1", "learner.beta=0"]
+    code, errors, seconds = interrupt(folder, 1, stop, *command_line(folder, *overrides))
+    assert (code, errors) == (130, "interrupted\n")
+    assert seconds < 30
+    assert metrics(folder)[1]["reward/mean"] != metrics(whole)[1]["reward/mean"]
