@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t2ir1_ray.errors import UserError
@@ -92,6 +92,7 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
             read_prompts(tmp_path / name)
 
 
+@settings(deadline=None)  # of a machine that others use
 @given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 5))
 def test_order_uses_every_prompt_equally_and_is_a_function_of_the_step(prompts: int, size: int, seed: int) -> None:
     steps = [step_rows(prompts, size, seed, step) for step in range(1, 2 * prompts + 1)]
