@@ -28,7 +28,8 @@ from t2ir1_ray.config import Config, ExpertConfig
 from t2ir1_ray.entry import Parser, run_entry
 from t2ir1_ray.errors import UserError
 from t2ir1_ray.fitting.inventory import is_hub_id, locate
-from t2ir1_ray.generate import check_numbers, check_tokens, checkpoint_config, save_png
+from t2ir1_ray.fitting.prompts import check_tokens
+from t2ir1_ray.generate import check_numbers, checkpoint_config, save_png
 from t2ir1_ray.records.filenames import file_name
 from t2ir1_ray.records.schema import PROMPT_SCHEMA, Rollouts
 from t2ir1_ray.records.textfile import read_text
@@ -78,6 +79,11 @@ def main(arguments: Sequence[str]) -> None:
     benchmark.experts = experts
     if options.judge_template:
         benchmark.template = _template(options.judge_template)
+    from t2ir1_ray.janus.policy import PromptFormat, load_tokenizer
+
+    form = PromptFormat(load_tokenizer(config.policy.path), config.policy)
+    fitting = check_tokens([item.prompt for item in items], form, config, f"--prompts: {options.benchmark}")
+    skipped, items = len(items) - len(fitting), [items[row] for row in fitting]
     job = Job(
         benchmark,
         items,
@@ -88,12 +94,9 @@ def main(arguments: Sequence[str]) -> None:
         config.rollout.guidance if options.cfg is None else options.cfg,
         config.rollout.temperature if options.temperature is None else options.temperature,
     )
-    from t2ir1_ray.janus.policy import PromptFormat, load_tokenizer
-
-    check_tokens(
-        [item.prompt for item in items], PromptFormat(load_tokenizer(config.policy.path), config.policy), config
-    )
     made_with = settings(job, experts, options)
+    if skipped:
+        made_with["notes"] |= {"prompts": f"{skipped} were too long and skipped: not the published benchmark"}
     base = None
     if options.against:
         wanted = [(mode, seed, item.prompt_id) for mode in job.modes for seed in job.seeds for item in items]

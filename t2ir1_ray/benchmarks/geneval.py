@@ -59,7 +59,9 @@ class GenEval(Benchmark):
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 ok = False
             if not ok:
-                raise UserError(f"--prompts: {path}:{number}: entry {index + 1} is not in the layout of GenEval's metadata")
+                raise UserError(
+                    f"--prompts: {path}:{number}: entry {index + 1} is not in the layout of GenEval's metadata"
+                )
             items.append(Item(f"{index:05d}", fields["prompt"], fields["tag"], index, fields))
         return items
 

@@ -1,7 +1,7 @@
 """WISE (arXiv 2503.07265): does the image show what the prompt implies? A vision language model is the judge.
 
-Two editions were published, with other prompts, borders between the six domains, marks and judges, so that their numbers
-do not belong side by side. `Wise.read` finds out from the files which one they are; the result names it.
+Two editions were published, with other prompts, borders between the six domains, marks and judges: their numbers do not
+belong side by side. `Wise.read` finds out from the files which one they are; the result names it.
 
 | | legacy (the paper's, T2I-R1's) | verified (2026-04) |
 | --- | --- | --- |
@@ -9,7 +9,7 @@ do not belong side by side. `Wise.read` finds out from the files which one they 
 | published judge | gpt-4o-2024-05-13, 2,000 tokens | Qwen3.5-35B-A3B on vLLM, 500 tokens, thinking off |
 
 The judge is whatever OpenAI-compatible endpoint the user names; judges differ by several points, so name yours beside
-the number. The instructions are worded anew after the published criteria; `--judge-template` puts another in their place.
+the number. The instructions are worded anew after the published criteria; `--judge-template` puts in another.
 """
 
 import re

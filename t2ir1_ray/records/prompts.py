@@ -79,7 +79,7 @@ def extra_rows(num_prompts: int, seed: int, step: int, attempt: int) -> list[int
 def _epoch_orders(num_prompts: int, prompts_per_step: int, seed: int, first: int, last: int) -> dict[int, np.ndarray]:
     """Epoch -> (num_prompts,) its rows: the permutation of (seed, epoch), where the end of the epoch before allows it.
 
-    A step that begins in the epoch before takes that epoch's last rows (`tail`) and the first `head` places of this one.
+    A step that begins in the epoch before takes its last rows (`tail`) and the first `head` places of this one.
     A row that is in both changes places with the next one behind `head` that is not.
     """
     since_border = first % (prompts_per_step // math.gcd(num_prompts, prompts_per_step))

@@ -1,7 +1,7 @@
 """Files of prompts that a person names: one rule for what a character, a line and a row is, whatever the command.
 
-Text is UTF-8, with or without a byte-order mark. Lines end with \\n, \\r\\n or \\r and nothing else: the separators that
-`str.splitlines` also ends them at (U+2028, U+0085, \\x0b, \\x1c, ...) are characters of a prompt.
+Text is UTF-8, with or without a byte-order mark. Lines end with \\n, \\r\\n or \\r and nothing else: what else
+`str.splitlines` ends them at (U+2028, U+0085, \\x0b, \\x1c, ...) are characters of a prompt.
 """
 
 import csv
