@@ -61,10 +61,10 @@ def read_rows(path: Path) -> list[Row]:
     A blank line between prompts is refused: by lines and by prompts, the images behind it have different numbers.
     """
     rows = read_prompts(path, "--prompts", task_types=False).to_pylist()
-    if path.suffix.lower() == ".jsonl":
-        for index, (number, _) in enumerate(read_lines(path, "--prompts")):
-            if number != index + 1:
-                raise UserError(f"--prompts: {path}:{index + 1}: a blank line: images are numbered by lines: remove it")
+    lines = read_lines(path, "--prompts") if path.suffix.lower() != ".parquet" else []
+    for index, (number, _) in enumerate(lines if len(lines) == len(rows) else []):  # else a list over several lines
+        if number != index + 1:
+            raise UserError(f"--prompts: {path}:{index + 1}: a blank line: images are numbered by lines: remove it")
     return rows
 
 

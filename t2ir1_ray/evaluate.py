@@ -82,7 +82,9 @@ def main(arguments: Sequence[str]) -> None:
     from t2ir1_ray.janus.policy import PromptFormat, load_tokenizer
 
     form = PromptFormat(load_tokenizer(config.policy.path), config.policy)
-    fitting = check_tokens([item.prompt for item in items], form, config, f"--prompts: {options.benchmark}")
+    fitting = check_tokens(
+        [item.prompt for item in items], form, config, f"--prompts: {options.prompts or options.benchmark}"
+    )
     skipped, items = len(items) - len(fitting), [items[row] for row in fitting]
     job = Job(
         benchmark,

@@ -7,7 +7,7 @@ from pathlib import Path
 from actors.cluster import Cluster, LearnerCheckpoint
 from t2ir1_ray.config import Config
 from t2ir1_ray.errors import RunError
-from t2ir1_ray.fitting.prompts import fitting_prompts, training_prompts
+from t2ir1_ray.fitting.prompts import heldout_prompts, training_prompts
 from t2ir1_ray.journal.journal import Journal
 from t2ir1_ray.journal.resume import ROLLOUTS_S, Termination
 from t2ir1_ray.loop.collector import Collector
@@ -23,9 +23,7 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
     Raises RunError if the process was asked to end, after a checkpoint.
     """
     prompts, skipped = training_prompts(config)
-    heldout = (
-        HeldOut(config, fitting_prompts(config.eval.prompts, "eval.prompts", config)[0]) if config.eval.every else None
-    )
+    heldout = HeldOut(config, heldout_prompts(config)) if config.eval.every else None
     steps = config.train.steps
     timeline = Timeline()
     with Termination() as termination, Journal(run, config, resume) as journal:

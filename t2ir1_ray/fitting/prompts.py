@@ -27,7 +27,7 @@ NAMED_ROWS = 5
 
 def training_prompts(config: Config) -> tuple[pa.Table, int]:
     """(the prompts to train on, how many were too long and skipped). Raises UserError if they do not fill a step."""
-    table, skipped = fitting_prompts(config.data.prompts, "data.prompts", config)
+    table, skipped = _fitting_prompts(config.data.prompts, "data.prompts", config)
     count = config.data.prompts_per_step
     if len(table) < count:
         raise UserError(
@@ -37,7 +37,12 @@ def training_prompts(config: Config) -> tuple[pa.Table, int]:
     return table, skipped
 
 
-def fitting_prompts(path: str, option: str, config: Config) -> tuple[pa.Table, int]:
+def heldout_prompts(config: Config) -> pa.Table:
+    """The prompts to evaluate with, without those that were too long and skipped."""
+    return _fitting_prompts(config.eval.prompts, "eval.prompts", config)[0]
+
+
+def _fitting_prompts(path: str, option: str, config: Config) -> tuple[pa.Table, int]:
     """(the prompts of a file that fit, how many do not and were skipped); see `check_tokens`."""
     from t2ir1_ray.janus.policy import PromptFormat, load_tokenizer
 
@@ -60,11 +65,11 @@ def check_tokens(prompts: Sequence[str], form: "PromptFormat", config: Config, s
     if len(too_long):
         first = int(too_long[0])
         rows = ", ".join(str(row + 1) for row in too_long[:NAMED_ROWS]) + ", ..." * (len(too_long) > NAMED_ROWS)
+        short = textwrap.shorten(prompts[first], 60)
         over = f"{plan[first]} tokens with its instruction, over policy.max_prompt_tokens={limit}"
         if plan[first] <= limit:
             over = f"{image[first]} tokens, over the {room} that plan and image leave of the model's positions"
-        what = f"{len(too_long)} of {len(prompts)} prompts too long (row {rows}); row {first + 1}, "
-        what += f"{textwrap.shorten(prompts[first], 60)!r:.80}, has {over}"
+        what = f"{len(too_long)} of {len(prompts)} prompts too long (rows {rows}): the first, {short!r}, has {over}"
         if config.data.too_long == "refuse" or len(too_long) == len(prompts):
             raise UserError(f"{source}: {what}: shorten them, raise the limit, or skip them with data.too_long=skip")
         print(f"note: {source}: skipped {what}", file=sys.stderr)
@@ -86,8 +91,8 @@ def _room(config: Config) -> int:
     room = positions - image_tokens - policy.max_plan_tokens
     if policy.max_prompt_tokens + policy.max_plan_tokens > positions or room < 1:
         raise UserError(
-            f"policy.max_plan_tokens={policy.max_plan_tokens}: with policy.max_prompt_tokens={policy.max_prompt_tokens} "
-            f"or the {image_tokens} tokens of an image, more than the model's {positions} positions: lower them"
+            f"policy.max_plan_tokens={policy.max_plan_tokens}: with policy.max_prompt_tokens={policy.max_prompt_tokens}"
+            f" or the {image_tokens} tokens of an image, more than the model's {positions} positions: lower them"
         )
     return room
 
