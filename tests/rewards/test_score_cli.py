@@ -72,7 +72,7 @@ def test_prompts_are_read_as_training_reads_them(inputs, tmp_path, git_folder, c
         '{"prompt": "a", "nouns": "cat"}': "nouns must be a list",
         '{"prompt": "a", "attr_nouns": {"a": "cat"}}': "attr_nouns must be a list",
         '{"prompt": "a", "task_type": "colour"}': "task_type is 'colour'",
-        '{"prompt": "a", "task_type": "spatial", "spatial_info": {"obj1": "a", "locality": "near"}}': "spatial_info must",
+        '{"prompt": "a", "task_type": "spatial", "spatial_info": {"obj1": "a"}}': "spatial_info must",
         '{"prompt": "a", "task_type": "numeracy", "numeracy_info": [{"obj_name": "a"}]}': "numeracy_info must",
         '{"prompt": ""}': "prompt must be a text",
     }
