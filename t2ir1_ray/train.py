@@ -30,14 +30,15 @@ def main(arguments: Sequence[str]) -> None:
     from actors.connect import connect
     from t2ir1_ray.doctor import preflight
     from t2ir1_ray.janus.policy import checked_tensors, load_config
-    from t2ir1_ray.trainer import train
+    from t2ir1_ray.trainer import Data, train
 
     checked_tensors(config.policy.path, load_config(config.policy.path))
     for line in preflight(config):
         print(line)
+    data = Data.read(config)  # what is wrong with it is said before a cluster is started
     connect(config.cluster)  # Ray disconnects when the process ends, after its last line
     try:
-        train(config, run, resume=options.resume is not None)
+        train(config, run, resume=options.resume is not None, data=data)
     except RunError as error:
         if "--resume" in str(error) or not any((run / "checkpoints").glob("step_*")):
             raise

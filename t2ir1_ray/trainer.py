@@ -1,8 +1,12 @@
 """The loop: collect, learn, publish. Read this file first; it names every other part of the system."""
 
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Self
+
+import pyarrow as pa
 
 from actors.cluster import Cluster, LearnerCheckpoint
 from t2ir1_ray.config import Config
@@ -16,14 +20,30 @@ from t2ir1_ray.loop.heldout import HeldOut
 from t2ir1_ray.loop.timeline import Timeline
 
 
-def train(config: Config, run: Path, resume: bool = False) -> None:
+@dataclass(frozen=True)
+class Data:
+    """What a run reads from prompt files."""
+
+    prompts: pa.Table
+    skipped: int  # prompts that did not fit the policy
+    heldout: HeldOut | None
+
+    @classmethod
+    def read(cls, config: Config) -> Self:
+        """Needs no cluster. Raises UserError for prompts that the run could not use."""
+        heldout = HeldOut(config, heldout_prompts(config)) if config.eval.every else None
+        return cls(*training_prompts(config), heldout)
+
+
+def train(config: Config, run: Path, resume: bool = False, data: Data | None = None) -> None:
     """Train `config.train.steps` steps on a connected Ray cluster and leave everything about it in the folder `run`.
 
     `resume`: go on behind the newest whole checkpoint of `run`, as if nothing had happened in between.
+    `data`: the run's prompts, if they have been read already.
     Raises RunError if the process was asked to end, after a checkpoint.
     """
-    prompts, skipped = training_prompts(config)
-    heldout = HeldOut(config, heldout_prompts(config)) if config.eval.every else None
+    data = data or Data.read(config)
+    heldout = data.heldout
     steps = config.train.steps
     timeline = Timeline()
     with Termination() as termination, Journal(run, config, resume) as journal:
@@ -32,7 +52,7 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
         journal.begin_after(done)
         with (
             Cluster.launch(config, snapshot and LearnerCheckpoint(snapshot.folder, snapshot.ranks)) as cluster,
-            Collector(config, cluster, prompts, timeline) as collector,
+            Collector(config, cluster, data.prompts, timeline) as collector,
         ):
             ahead, accuracy = collector.ahead, None
 
@@ -67,7 +87,7 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
 
                 metrics = {"step": step, "policy_version": step, **update, **experience.metrics}
                 metrics |= {"staleness": staleness, "groups/replaced": collected.replaced, **timeline.seconds(step)}
-                metrics |= {"staleness/dropped": collector.stale, "prompts/skipped": skipped}
+                metrics |= {"staleness/dropped": collector.stale, "prompts/skipped": data.skipped}
                 metrics["rollout/images_per_s"] = len(experience.rollouts) / metrics["time/rollout_s"]
                 metrics["actors/restarts"] = cluster.restarts()
                 metrics["time/step_s"] = time.perf_counter() - begin
