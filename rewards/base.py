@@ -8,14 +8,13 @@ a broken reward must stop the step rather than train on noise.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from PIL import Image
 
+from rewards.images import decode_image
 from t2ir1_ray.errors import RunError
 
 Row = Mapping[str, Any]
@@ -25,10 +24,6 @@ Status = Literal["ok", "na", "failed"]
 
 Images = np.ndarray | Sequence[Any]
 """(N, H, W, 3) uint8, or one item per sample: an (H, W, 3) uint8 array of any size, or the bytes of an image file."""
-
-
-FORMATS = ("PNG", "JPEG", "WEBP")
-"""Of image files. PIL knows many more, some through programs that interpret the file."""
 
 
 class NonFiniteScore(RunError):
@@ -70,10 +65,7 @@ class Expert(Protocol):
 def read_image(item: Any) -> np.ndarray:
     """One image as (H, W, 3) uint8. Raises ValueError with one line if it cannot be read."""
     if isinstance(item, (bytes, bytearray, memoryview)):
-        try:
-            return np.asarray(Image.open(io.BytesIO(item), formats=FORMATS).convert("RGB"))
-        except Exception as error:  # PIL raises nearly every class for broken files
-            raise ValueError(f"not a readable image file: {' '.join(str(error).split())[:200]}") from None
+        return decode_image(item)
     if not isinstance(item, np.ndarray):
         raise ValueError(f"expected a uint8 array or the bytes of an image file, got {type(item).__name__}")
     if item.dtype != np.uint8 or item.ndim != 3 or item.shape[-1] != 3 or 0 in item.shape:

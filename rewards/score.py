@@ -1,7 +1,9 @@
 """Score images from the shell: `python -m rewards.score --expert hps --prompts prompts.jsonl --images folder`.
 
 An image belongs to the prompt whose line number (from 0) starts its name: `00012_3.png` is an image for the 13th line,
-and there may be several for one prompt. Prints one row per image and the mean. Exit code 2 with one line on bad input.
+and there may be several for one prompt. A file of prompts is read as training reads it, but for `task_type`, which may
+be absent: experts that need none do without. Prints one row per image and the mean. Exit code 2 with one line on bad
+input.
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ from rich.table import Table
 import t2ir1_ray.errors
 from rewards.base import ExpertScores, Row
 from rewards.experts import DTYPES, EXPERTS, load_expert
+from rewards.images import SUFFIXES
 from t2ir1_ray.errors import RunError, UserError
+from t2ir1_ray.records.prompts import read_prompts
+from t2ir1_ray.records.textfile import read_lines
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 SHIPPED_WEIGHTS = Path(t2ir1_ray.errors.__file__).parent / "shapes" / "weights"
 
 
@@ -52,20 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Prompts from JSON Lines. Raises UserError naming the line that is not an object with a `prompt`."""
-    if not path.is_file():
-        raise UserError(f"--prompts: {path} does not exist: give a JSON Lines file with one prompt per line")
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"--prompts: {path}:{number}: not JSON ({error.msg}): one object per line") from None
-        if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
-            raise UserError(f"--prompts: {path}:{number}: no text in the field 'prompt'")
-        rows.append(row)
+    """The prompts that images are numbered after. Raises UserError in one line.
+
+    A blank line between prompts is refused: by lines and by prompts, the images behind it have different numbers.
+    """
+    rows = read_prompts(path, "--prompts", task_types=False).to_pylist()
+    lines = read_lines(path, "--prompts") if path.suffix.lower() != ".parquet" else []
+    for index, (number, _) in enumerate(lines if len(lines) == len(rows) else []):  # else a list over several lines
+        if number != index + 1:
+            raise UserError(f"--prompts: {path}:{index + 1}: a blank line: images are numbered by lines: remove it")
     return rows
 
 
@@ -73,12 +72,12 @@ def match_images(folder: Path, prompts: int) -> list[tuple[Path, int]]:
     """(image file, prompt number) in order of the file names. Raises UserError if a name has no valid number."""
     if not folder.is_dir():
         raise UserError(f"--images: {folder} is no folder")
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
     if not files:
-        raise UserError(f"--images: {folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise UserError(f"--images: {folder} holds no image ({', '.join(SUFFIXES)})")
     matched = []
     for file in files:
-        number = re.match(r"\d+", file.name)
+        number = re.match(r"[0-9]+", file.name)
         if number is None or int(number[0]) >= prompts:
             raise UserError(f"--images: {file.name}: the name must start with a prompt's number, 0 to {prompts - 1}")
         matched.append((file, int(number[0])))
@@ -110,7 +109,7 @@ def show(name: str, files: Sequence[tuple[Path, int]], rows: Sequence[Row], scor
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m rewards.score", description=__doc__.split("\n")[0])
     parser.add_argument("--expert", required=True, choices=list(EXPERTS))
-    parser.add_argument("--prompts", required=True, type=Path, help="JSON Lines in the layout of T2I-R1")
+    parser.add_argument("--prompts", required=True, type=Path, help="file in the layout of T2I-R1")
     parser.add_argument("--images", required=True, type=Path, help="folder of images named by prompt number")
     parser.add_argument("--checkpoint", help="folder, file or hub id; default: the tiny expert of the shapes world")
     parser.add_argument("--device", default="cpu")

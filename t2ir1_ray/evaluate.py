@@ -28,7 +28,9 @@ from t2ir1_ray.config import Config, ExpertConfig
 from t2ir1_ray.entry import Parser, run_entry
 from t2ir1_ray.errors import UserError
 from t2ir1_ray.fitting.inventory import is_hub_id, locate
-from t2ir1_ray.generate import check_numbers, check_tokens, checkpoint_config, save_png
+from t2ir1_ray.fitting.prompts import check_tokens
+from t2ir1_ray.generate import check_numbers, checkpoint_config, save_png
+from t2ir1_ray.records.filenames import file_name
 from t2ir1_ray.records.schema import PROMPT_SCHEMA, Rollouts
 from t2ir1_ray.records.textfile import read_text
 
@@ -62,21 +64,28 @@ def main(arguments: Sequence[str]) -> None:
     options = _parser().parse_args(arguments)
     _check(options)
     config = checkpoint_config(options.checkpoint, options.config, options.overrides)
-    draft = BENCHMARKS[options.benchmark]({})
-    items = draft.read(options.prompts)[: options.limit]
+    benchmark = BENCHMARKS[options.benchmark]({})
+    items = benchmark.read(options.prompts)[: options.limit]
     if not items:
         raise UserError(f"--prompts: {options.prompts} holds no prompts")
-    needed = draft.judges(items)
+    needed = benchmark.judges(items)
     remote = bool(config.cluster.address or os.environ.get("RAY_ADDRESS"))
     gpus = config.rollout.num_gpus > 0
-    experts = expert_configs(draft, needed & draft.needs.keys(), options.expert, gpus, remote)
+    experts = expert_configs(benchmark, needed & benchmark.needs.keys(), options.expert, gpus, remote)
     if "judge" in needed and not (options.judge_url and options.judge_model):
         raise UserError(f"--judge-url, --judge-model: {options.benchmark} is judged by a model: name its endpoint")
     if options.judge_url and not options.judge_url.startswith(("http://", "https://")):
         raise UserError(f"--judge-url: {options.judge_url}: must begin with http:// or https://")
-    benchmark = BENCHMARKS[options.benchmark](experts)
+    benchmark.experts = experts
     if options.judge_template:
         benchmark.template = _template(options.judge_template)
+    from t2ir1_ray.janus.policy import PromptFormat, load_tokenizer
+
+    form = PromptFormat(load_tokenizer(config.policy.path), config.policy)
+    fitting = check_tokens(
+        [item.prompt for item in items], form, config, f"--prompts: {options.prompts or options.benchmark}"
+    )
+    skipped, items = len(items) - len(fitting), [items[row] for row in fitting]
     job = Job(
         benchmark,
         items,
@@ -87,17 +96,14 @@ def main(arguments: Sequence[str]) -> None:
         config.rollout.guidance if options.cfg is None else options.cfg,
         config.rollout.temperature if options.temperature is None else options.temperature,
     )
-    from t2ir1_ray.janus.policy import PromptFormat, load_tokenizer
-
-    check_tokens(
-        [item.prompt for item in items], PromptFormat(load_tokenizer(config.policy.path), config.policy), config
-    )
     made_with = settings(job, experts, options)
+    if skipped:
+        made_with["notes"] |= {"prompts": f"{skipped} were too long and skipped: not the published benchmark"}
     base = None
     if options.against:
         wanted = [(mode, seed, item.prompt_id) for mode in job.modes for seed in job.seeds for item in items]
         base = read_base(options.against, made_with, wanted)
-    name = f"{options.benchmark}-{label(config.policy.path)}"
+    name = file_name(f"{options.benchmark}-{label(config.policy.path)}")
     results = Results(options.out or Path("evaluations") / name, made_with)
 
     if any(todo(job, results).values()):
@@ -107,7 +113,8 @@ def main(arguments: Sequence[str]) -> None:
 
         connect(config.cluster)
         key = os.environ.get(options.judge_key_env)
-        judge = Judge(options.judge_url, options.judge_model, key, options.judge_threads) if "judge" in needed else None
+        asking = (options.judge_url, options.judge_model, key, options.judge_threads)
+        judge = Judge(*asking, **benchmark.judge_options) if "judge" in needed else None
         with Devices(config, experts, options.actors, judge) as devices:
             run(job, devices, results)
     report(job, results, config.policy.path, base)
@@ -191,7 +198,7 @@ def _finish(
     folder = Path("images") / mode.replace(" ", "-") / f"seed_{seed}"
     for name, text in job.benchmark.sidecars(item).items():
         (out / folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (out / folder / name).write_text(text)
+        (out / folder / name).write_text(text, encoding="utf-8")
     images = []
     for number, (plan, pixels) in enumerate(zip(samples.plan, samples.pixels, strict=True)):
         evidence = {name: found[number] for name, found in answers.items()}

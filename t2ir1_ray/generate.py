@@ -9,7 +9,6 @@ import logging
 import os
 import re
 import sys
-import textwrap
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,8 +28,8 @@ from t2ir1_ray import config as configuration
 from t2ir1_ray.config import Config
 from t2ir1_ray.entry import Parser, run_entry
 from t2ir1_ray.errors import UserError
-from t2ir1_ray.records.prompts import read_prompts
-from t2ir1_ray.records.textfile import read_lines
+from t2ir1_ray.fitting.prompts import check_tokens
+from t2ir1_ray.records.prompts import TABLE_ENDINGS, read_texts
 
 if TYPE_CHECKING:
     from actors.sampler import Sampler
@@ -50,18 +49,21 @@ def main(arguments: Sequence[str]) -> None:
     options = _parser().parse_args(arguments)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
     config = checkpoint_config(options.checkpoint, options.config)
-    prompts = [*options.prompt, *(read_texts(options.prompts) if options.prompts else [])]
+    prompts = [*options.prompt, *(read_texts(options.prompts, "--prompts") if options.prompts else [])]
     if not prompts:
         raise UserError('no prompt: give some, such as "a red circle above a blue square", or --prompts FILE')
     _check(options, prompts)
+    from t2ir1_ray.janus.policy import PromptFormat, load_tokenizer
+
+    form = PromptFormat(load_tokenizer(config.policy.path), config.policy)
+    prompts = [prompts[row] for row in check_tokens(prompts, form, config)]
+    if options.plan:
+        check_plan(options.plan, form, config)
     out = new_folder(options.out or Path("generated") / time.strftime("%Y%m%d-%H%M%S"))
 
-    # After all that can be known to be wrong without the model: these imports and the engine take seconds.
+    # After all that can be known to be wrong without the model: the engine takes seconds.
     print(f"{len(prompts)} prompts, {options.num_images} images of each, with {config.policy.path}", flush=True)
     with engine(config) as sampler:
-        check_tokens(prompts, sampler.format, config)
-        if options.plan:
-            check_plan(options.plan, sampler.format, config)
         guidance = config.rollout.guidance if options.cfg is None else options.cfg
         temperature = config.rollout.temperature if options.temperature is None else options.temperature
         sampling = Sampling(
@@ -87,13 +89,6 @@ def checkpoint_config(checkpoint: str | None, name: str | None, overrides: Seque
 
     checked_tensors(config.policy.path, load_config(config.policy.path))
     return config
-
-
-def read_texts(path: Path) -> list[str]:
-    """Prompts of a text file with one on each line, or of a file that training reads (.jsonl, .json, .parquet)."""
-    if path.suffix in (".jsonl", ".json", ".parquet"):
-        return read_prompts(path)["prompt"].to_pylist()
-    return read_lines(path, "--prompts")
 
 
 def new_folder(path: Path) -> Path:
@@ -131,24 +126,6 @@ def engine(config: Config) -> Iterator["Sampler"]:
         yield sampler
     finally:
         sampler.engine.close()
-
-
-def check_tokens(prompts: Sequence[str], form: "PromptFormat", config: Config) -> None:
-    """Says so if the checkpoint does not know a word; raises UserError for the first prompt that is too long for it."""
-    limit = config.policy.max_prompt_tokens
-    unknown = []
-    for prompt in prompts:
-        ids, short = form.plan_prompt_ids(prompt), textwrap.shorten(prompt, 60)
-        if len(ids) > limit:
-            raise UserError(
-                f"prompt {short!r}: {len(ids)} tokens with its instruction, over policy.max_prompt_tokens={limit}: "
-                "shorten it, or raise the limit in a --config file"
-            )
-        if form.tokenizer.unk_token_id in ids:
-            unknown.append(short)
-    if unknown:
-        others = f" and {len(unknown) - 1} other prompts" if len(unknown) > 1 else ""
-        print(f"note: the checkpoint does not know every word of {unknown[0]!r}{others}", file=sys.stderr)
 
 
 def check_plan(plan: str, form: "PromptFormat", config: Config) -> None:
@@ -299,7 +276,9 @@ def _is_text(text: str) -> bool:
 def _parser() -> Parser:
     parser = Parser(prog="python -m t2ir1_ray.generate", description="Plan and draw prompts with a policy.")
     parser.add_argument("prompt", nargs="*", metavar="PROMPT")
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="one prompt per line; or .jsonl, .json, .parquet")
+    parser.add_argument(
+        "--prompts", type=Path, metavar="FILE", help=f".txt with one prompt per line; or {', '.join(TABLE_ENDINGS)}"
+    )
     parser.add_argument(
         "--checkpoint", help="folder or hub id; default: the shapes policy that comes with this package"
     )

@@ -11,6 +11,7 @@ from t2ir1_ray.config import Config
 from t2ir1_ray.entry import Parser, run_entry
 from t2ir1_ray.errors import RunError, UserError
 from t2ir1_ray.journal.resume import check_unchanged
+from t2ir1_ray.records.filenames import file_name
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -46,7 +47,7 @@ def configured(name: str | None, overrides: Sequence[str], resume: Path | None, 
     """The configuration and the run folder. Raises UserError if a resumed run is not the one that was begun."""
     if resume is None:
         config = configuration.load(name or "shapes", overrides)
-        default = f"{Path(name or 'shapes').stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+        default = file_name(Path(name or "shapes").stem, time.strftime("-%Y%m%d-%H%M%S"))
         return config, Path(config.journal.root) / (config.journal.name or default)
     stored = resume / configuration.FILE
     if not stored.is_file():

@@ -8,13 +8,13 @@ from actors.cluster import Cluster, LearnerCheckpoint
 from actors.connect import connect
 from t2ir1_ray.config import Config
 from t2ir1_ray.errors import RunError
+from t2ir1_ray.fitting.prompts import heldout_prompts, training_prompts
 from t2ir1_ray.journal.journal import Journal
 from t2ir1_ray.journal.resume import ROLLOUTS_S, Termination
 from t2ir1_ray.loop.collector import Collector
 from t2ir1_ray.loop.experience import assemble
 from t2ir1_ray.loop.heldout import HeldOut
 from t2ir1_ray.loop.timeline import Timeline
-from t2ir1_ray.records.prompts import read_prompts
 
 
 def train(config: Config, run: Path, resume: bool = False) -> None:
@@ -23,8 +23,8 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
     `resume`: go on behind the newest whole checkpoint of `run`, as if nothing had happened in between.
     Raises RunError if the process was asked to end, after a checkpoint.
     """
-    prompts = read_prompts(config.data.prompts)
-    heldout = HeldOut(config) if config.eval.every else None
+    prompts, skipped = training_prompts(config)
+    heldout = HeldOut(config, heldout_prompts(config)) if config.eval.every else None
     steps = config.train.steps
     timeline = Timeline()
     with Journal(run, config, resume) as journal:
@@ -70,7 +70,7 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
 
                 metrics = {"step": step, "policy_version": step, **update, **experience.metrics}
                 metrics |= {"staleness": staleness, "groups/replaced": collected.replaced, **timeline.seconds(step)}
-                metrics["staleness/dropped"] = collector.stale
+                metrics |= {"staleness/dropped": collector.stale, "prompts/skipped": skipped}
                 metrics["rollout/images_per_s"] = len(experience.rollouts) / metrics["time/rollout_s"]
                 metrics["actors/restarts"] = cluster.restarts()
                 metrics["time/step_s"] = time.perf_counter() - begin

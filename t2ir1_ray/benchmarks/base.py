@@ -75,6 +75,7 @@ class Benchmark(ABC):
 
     def __init__(self, experts: Mapping[str, ExpertConfig]):
         self.experts = experts
+        self.judge_options: Mapping[str, Any] = {}  # of the protocol, for a judge that is a language model
 
     @abstractmethod
     def read(self, path: Path | None) -> list[Item]:

@@ -52,14 +52,16 @@ class GenEval(Benchmark):
     def read(self, path: Path | None) -> list[Item]:
         path = need_path(path, "GenEval's evaluation_metadata.jsonl")
         items = []
-        for index, line in enumerate(read_lines(path, "--prompts")):
+        for index, (number, line) in enumerate(read_lines(path, "--prompts")):
             try:
                 fields = json.loads(line)
                 ok = _is_metadata(fields)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 ok = False
             if not ok:
-                raise UserError(f"--prompts: {path}: entry {index + 1} is not in the layout of GenEval's metadata")
+                raise UserError(
+                    f"--prompts: {path}:{number}: entry {index + 1} is not in the layout of GenEval's metadata"
+                )
             items.append(Item(f"{index:05d}", fields["prompt"], fields["tag"], index, fields))
         return items
 

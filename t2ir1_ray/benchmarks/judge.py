@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -20,9 +20,18 @@ UNREADABLE_RETRIES = 3
 class Judge:
     """Temperature 0. The key stays in this process; nothing is sent anywhere but to `base_url`."""
 
-    def __init__(self, base_url: str, model: str, api_key: str | None, threads: int = 8, max_tokens: int = 2000):
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        api_key: str | None,
+        threads: int = 8,
+        max_tokens: int = 2000,
+        extra_body: Mapping[str, Any] | None = None,
+    ):
+        """`extra_body`: further fields of every request, such as a model's own switches."""
         self.client = OpenAI(base_url=base_url, api_key=api_key or "none", max_retries=5, timeout=120)
-        self.model, self.max_tokens = model, max_tokens
+        self.model, self.max_tokens, self.extra_body = model, max_tokens, extra_body
         self.pool = ThreadPoolExecutor(threads)
 
     def ask(
@@ -50,7 +59,11 @@ class Judge:
         for _ in range(1 + UNREADABLE_RETRIES):
             try:
                 reply = self.client.chat.completions.create(
-                    model=self.model, messages=messages, temperature=0, max_tokens=self.max_tokens
+                    model=self.model,
+                    messages=messages,
+                    temperature=0,
+                    max_tokens=self.max_tokens,
+                    extra_body=self.extra_body,
                 )
             except OpenAIError as error:
                 raise RunError(f"judge {self.client.base_url}: {' '.join(str(error).split())[:300]}") from None

@@ -19,7 +19,7 @@ class Shapes(Benchmark):
 
     def read(self, path: Path | None) -> list[Item]:
         path = path or Path(str(SHIPPED / "prompts_heldout.jsonl"))
-        rows = read_prompts(path).to_pylist()
+        rows = read_prompts(path, "--prompts").to_pylist()
         for row in rows:
             if parse_prompt(row["prompt"]) is None:
                 raise UserError(f"--prompts: {path}: {row['prompt']!r:.80} is no prompt of the shapes world")

@@ -33,7 +33,8 @@ from t2ir1_ray.benchmarks.base import (
 )
 from t2ir1_ray.config import ExpertConfig
 from t2ir1_ray.errors import UserError
-from t2ir1_ray.records.textfile import read_lines
+from t2ir1_ray.records.filenames import file_name
+from t2ir1_ray.records.prompts import read_texts
 
 CATEGORIES = ("color", "shape", "texture", "spatial", "non_spatial", "complex", "numeracy")
 ATTRIBUTES = ("color", "shape", "texture")
@@ -85,12 +86,12 @@ class CompBench(Benchmark):
             prompt: kind
             for kind in KINDS
             if "complex" in files and (folder / f"complex_val_{kind}.txt").is_file()
-            for prompt in map(_key, read_lines(folder / f"complex_val_{kind}.txt", "--prompts"))
+            for prompt in map(_key, read_texts(folder / f"complex_val_{kind}.txt", "--prompts"))
         }
         return [
             Item(f"{name}/{index}", prompt, name, index, {"kind": kinds.get(_key(prompt), "spatialaction")})
             for name, file in files.items()
-            for index, prompt in enumerate(read_lines(file, "--prompts"))
+            for index, prompt in enumerate(read_texts(file, "--prompts"))
         ]
 
     def judges(self, items: Sequence[Item]) -> set[str]:
@@ -149,8 +150,8 @@ class CompBench(Benchmark):
         return one_per_category(items, "score")
 
     def image_path(self, item: Item, number: int, count: int) -> str:
-        name = item.prompt.replace("/", " ").replace("_", " ")[:200]
-        return f"{item.category}/samples/{name}_{item.index * count + number:06d}.png"
+        ending = f"_{item.index * count + number:06d}.png"  # what stands before its "_" is the prompt
+        return f"{item.category}/samples/{file_name(item.prompt.replace('_', ' '), ending)}"
 
 
 # --- scores ---------------------------------------------------------------------------------------------------------

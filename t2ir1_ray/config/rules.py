@@ -60,6 +60,7 @@ def check(config: Config) -> None:
         "learner.image_logprobs": (learner.image_logprobs, ("conditional", "guided")),
         "learner.lr_schedule": (learner.lr_schedule, SCHEDULES),
         "learner.beta_schedule": (learner.beta_schedule, SCHEDULES),
+        "data.too_long": (data.too_long, ("refuse", "skip")),
         "reward.combine": (config.reward.combine, ("sum", "gdpo")),
         "rollout.weight_transfer": (rollout.weight_transfer, ("object_store", "nccl")),
         "eval.verifier": (config.eval.verifier, (None, "shapes")),

@@ -14,13 +14,14 @@ class PolicyConfig:
     plan_system: str = ""  # system text in front of the planning conversation
     plan_template: str = "{prompt}"  # what the policy is asked when it plans; {prompt} is replaced
     max_plan_tokens: int = 512  # a plan that is not over by then is truncated (and counted)
-    max_prompt_tokens: int = 256  # planning prompts longer than this are refused when the prompt file is read
+    max_prompt_tokens: int = 256  # planning prompts longer than this are refused or skipped, see data.too_long
 
 
 @dataclass
 class DataConfig:
     prompts: str = MISSING  # training prompts: .jsonl, .json (one object per line) or .parquet
     prompts_per_step: int = 16  # B: distinct prompts of one optimisation step
+    too_long: str = "refuse"  # what happens to prompts of any file that do not fit the policy: refuse or skip (counted)
 
 
 @dataclass

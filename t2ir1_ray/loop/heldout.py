@@ -15,7 +15,6 @@ from actors.cluster import Cluster
 from actors.sampling import Sampling
 from t2ir1_ray.config import Config
 from t2ir1_ray.errors import UserError
-from t2ir1_ray.records.prompts import read_prompts
 from t2ir1_ray.records.schema import Rollouts
 from t2ir1_ray.shapes.verify import image_follows_plan, verify_image, verify_plan
 
@@ -23,8 +22,8 @@ from t2ir1_ray.shapes.verify import image_follows_plan, verify_image, verify_pla
 class HeldOut:
     """The fixed evaluation set of a run."""
 
-    def __init__(self, config: Config):
-        table = read_prompts(config.eval.prompts)
+    def __init__(self, config: Config, table: pa.Table):
+        """`table`: the prompts of `config.eval.prompts`. Raises UserError if they are fewer than `eval.count`."""
         if len(table) < config.eval.count:
             raise UserError(f"eval.count={config.eval.count}: {config.eval.prompts} holds only {len(table)} prompts")
         self.config = config

@@ -1,59 +1,73 @@
 """Reading prompt files and walking through them in a seeded, resumable order."""
 
-import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from t2ir1_ray.errors import UserError
 from t2ir1_ray.records.schema import PROMPT_SCHEMA
+from t2ir1_ray.records.textfile import MAX_LINE_BYTES as MAX_LINE_BYTES
+from t2ir1_ray.records.textfile import check_file, read_lines, read_rows
 
 TASK_TYPES = ("spatial", "numeracy", "color", "shape", "texture", "object", "complex", "non")
-MAX_LINE_BYTES = 1 << 20
+ENDINGS = (".jsonl", ".json", ".parquet")
+"""Of files that can hold the fields of a prompt, lists and objects among them."""
+TABLE_ENDINGS = (*ENDINGS, ".csv", ".tsv")
+PROMPT_COLUMNS = ("prompt", "prompts", "caption", "text")
+"""Where a file that was not made for training has its texts, in order of preference; case does not matter."""
 
 
-def read_prompts(path: str | Path) -> pa.Table:
+def read_prompts(path: str | Path, option: str = "data.prompts", task_types: bool = True) -> pa.Table:
     """Read the public T2I-R1 layout (`.jsonl`, `.json` with one object per line, `.parquet`), one row per prompt.
 
     Columns are those of `schema.PROMPT_SCHEMA`; a row without `prompt_id` gets its zero-based position, as text.
-    Raises UserError that names the first bad line (1-based).
+    `task_types=False`: rows may lack a `task_type`, which is null then.
+    Raises UserError that begins with `option` and names the first bad line (1-based).
     """
     path = Path(path)
-    if not str(path).isprintable():
-        raise UserError(f"data.prompts: {str(path)!r:.200} holds control characters: give a path without")
-    try:
-        exists = path.is_file()
-    except OSError as error:  # a name that is too long, a folder that may not be entered
-        raise UserError(f"data.prompts: {str(path)[:200]}: {error.strerror}") from None
-    if not exists:
-        raise UserError(f"data.prompts: {path} does not exist: give a .jsonl, .json or .parquet file")
-    if path.suffix not in (".jsonl", ".json", ".parquet"):
-        raise UserError(f"data.prompts: {path} has the ending {path.suffix!r}: use .jsonl, .json or .parquet")
-    rows = _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
-    prompts = [_normalise(row, index, f"{path}:{line}") for index, (line, row) in enumerate(rows)]
+    rows = enumerate(read_rows(path, option, ENDINGS))
+    prompts = [_normalise(row, index, place, task_types) for index, (place, row) in rows]
     if not prompts:
-        raise UserError(f"data.prompts: {path} holds no prompts")
+        raise UserError(f"{option}: {path} holds no prompts")
     first_line: dict[str, int] = {}
     for index, prompt in enumerate(prompts):
         if first_line.setdefault(prompt["prompt_id"], index) != index:
-            raise UserError(f"data.prompts: {path}: prompt_id {prompt['prompt_id']!r} occurs twice: ids must be unique")
+            raise UserError(f"{option}: {path}: prompt_id {prompt['prompt_id']!r:.80} occurs twice: ids must be unique")
     return pa.Table.from_pylist(prompts, schema=PROMPT_SCHEMA)
+
+
+def read_texts(path: Path, option: str) -> list[str]:
+    """Prompts alone: of a `.txt` with one on each line, or of a file with rows and a column for them.
+
+    Columns are named as in `PROMPT_COLUMNS`, so that GenEval's metadata, WISE's files, DrawBench and the like are read.
+    Raises UserError in one line; an ending that is not known is refused.
+    """
+    check_file(path, option)
+    if path.suffix.lower() == ".txt":
+        places = [(f"{option}: {path}:{number}", text) for number, text in read_lines(path, option)]
+    elif path.suffix.lower() in TABLE_ENDINGS:
+        rows = read_rows(path, option, TABLE_ENDINGS)
+        places = [(place, row[_prompt_column(row, place)]) for place, row in rows]
+    else:
+        endings = ", ".join((".txt", *TABLE_ENDINGS))
+        raise UserError(f"{option}: {path} has the ending {path.suffix!r}: use {endings}")
+    return [_text(text, place) for place, text in places]
 
 
 def step_rows(num_prompts: int, prompts_per_step: int, seed: int, step: int) -> np.ndarray:
     """Row numbers (prompts_per_step,) int64 of optimisation step `step` (1, 2, ...): a function of its arguments only.
 
-    Each epoch is a permutation of all prompts; a step may span two epochs. So a resumed run needs no data state, and
-    every prompt is used equally often.
+    Each epoch is a permutation of all prompts; a step may span two epochs, and has no prompt twice even then. So a
+    resumed run needs no data state, and every prompt is used equally often.
     """
     first = (step - 1) * prompts_per_step
     positions = np.arange(first, first + prompts_per_step)
     epochs = positions // num_prompts
-    orders = {int(e): np.random.default_rng((seed, int(e))).permutation(num_prompts) for e in np.unique(epochs)}
+    orders = _epoch_orders(num_prompts, prompts_per_step, seed, int(epochs[0]), int(epochs[-1]))
     return np.array([orders[int(e)][p % num_prompts] for e, p in zip(epochs, positions, strict=True)])
 
 
@@ -62,49 +76,36 @@ def extra_rows(num_prompts: int, seed: int, step: int, attempt: int) -> list[int
     return np.random.default_rng((seed, step, attempt)).permutation(num_prompts).tolist()
 
 
-def _json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise UserError(f"data.prompts: {path}: {error.strerror}") from None
-    with file:
-        line = 0
-        while raw := file.readline(MAX_LINE_BYTES + 1):
-            line += 1
-            if len(raw) > MAX_LINE_BYTES:
-                raise UserError(f"data.prompts: {path}:{line}: longer than {MAX_LINE_BYTES} bytes: not a prompt line")
-            if not raw.strip():
-                continue
-            try:
-                row = json.loads(raw.decode("utf-8"))
-            except (UnicodeDecodeError, ValueError, RecursionError) as error:
-                raise UserError(f"data.prompts: {path}:{line}: not a JSON object in UTF-8 ({error})") from None
-            yield line, row
+def _epoch_orders(num_prompts: int, prompts_per_step: int, seed: int, first: int, last: int) -> dict[int, np.ndarray]:
+    """Epoch -> (num_prompts,) its rows: the permutation of (seed, epoch), where the end of the epoch before allows it.
+
+    A step that begins in the epoch before takes its last rows (`tail`) and the first `head` places of this one.
+    A row that is in both changes places with the next one behind `head` that is not.
+    """
+    since_border = first % (prompts_per_step // math.gcd(num_prompts, prompts_per_step))
+    # What changes places stands in the first 1.5 steps: the end of a long epoch is that of its plain permutation.
+    begin = first - (since_border if num_prompts < 3 * prompts_per_step else min(1, since_border))
+    orders = {e: np.random.default_rng((seed, e)).permutation(num_prompts) for e in range(begin, last + 1)}
+    for epoch in range(begin + 1, last + 1):
+        order, head = orders[epoch], -epoch * num_prompts % prompts_per_step
+        tail = orders[epoch - 1][max(0, num_prompts - (prompts_per_step - head)) :] if head else ()
+        both = np.flatnonzero(np.isin(order[:head], tail))
+        free = head + np.flatnonzero(~np.isin(order[head:], tail))[: len(both)]
+        both = both[: len(free)]  # fewer prompts than a step has, which training refuses: as distinct as can be
+        order[both], order[free] = order[free], order[both]
+    return orders
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    try:
-        rows = pq.read_table(path).to_pylist()
-    except Exception as error:  # Arrow's own, and Python's for values that are no Unicode, dates, ...
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"data.prompts: {path}: not a Parquet file ({reason[:200]})") from None
-    yield from enumerate(rows, start=1)
-
-
-def _normalise(row: Any, index: int, place: str) -> dict[str, Any]:
+def _normalise(row: Any, index: int, place: str, task_types: bool) -> dict[str, Any]:
     """One row with exactly the schema's fields. Empty containers stay empty, absent and null ones are null."""
     if not isinstance(row, Mapping):
-        raise UserError(f"data.prompts: {place}: must be a JSON object, is {type(row).__name__}")
-    prompt, task = row.get("prompt"), row.get("task_type")
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise UserError(f"data.prompts: {place}: prompt must be a text that is not empty, is {_shown(prompt)}")
-    if "\0" in prompt or not _encodable(prompt):
-        raise UserError(f"data.prompts: {place}: prompt holds NUL or lone surrogate characters: remove them")
-    if task not in TASK_TYPES:
-        raise UserError(f"data.prompts: {place}: task_type is {_shown(task)}: use one of {', '.join(TASK_TYPES)}")
+        raise UserError(f"{place}: must be a JSON object, is {type(row).__name__}")
+    prompt, task = _text(row.get("prompt"), place), row.get("task_type")
+    if task not in TASK_TYPES and (task_types or task is not None):
+        raise UserError(f"{place}: task_type is {_shown(task)}: use one of {', '.join(TASK_TYPES)}")
     prompt_id = str(index) if row.get("prompt_id") is None else row["prompt_id"]
     if type(prompt_id) not in (str, int) or not _encodable(str(prompt_id)):
-        raise UserError(f"data.prompts: {place}: prompt_id must be a text or an integer, is {_shown(prompt_id)}")
+        raise UserError(f"{place}: prompt_id must be a text or an integer, is {_shown(prompt_id)}")
     return {
         "prompt_id": str(prompt_id),
         "prompt": prompt,
@@ -116,32 +117,58 @@ def _normalise(row: Any, index: int, place: str) -> dict[str, Any]:
     }
 
 
+def _prompt_column(row: Any, place: str) -> str:
+    if not isinstance(row, Mapping):
+        raise UserError(f"{place}: must be a JSON object, is {type(row).__name__}")
+    columns = {str(name).strip().lower(): name for name in reversed(row)}
+    found = [columns[name] for name in PROMPT_COLUMNS if name in columns]
+    if not found:
+        names = ", ".join(map(str, row))
+        raise UserError(f"{place}: no column {' or '.join(PROMPT_COLUMNS)} among {names!r:.200}: rename the prompts'")
+    return found[0]
+
+
+def _text(value: Any, place: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{place}: prompt must be a text that is not empty, is {_shown(value)}")
+    if "\0" in value or not _encodable(value):
+        raise UserError(f"{place}: prompt holds NUL or lone surrogate characters: remove them")
+    return value
+
+
 def _strings(value: Any, field: str, place: str) -> list[str] | None:
     if value is None:
         return None
     if not isinstance(value, list) or not all(isinstance(item, str) and _encodable(item) for item in value):
-        raise UserError(f"data.prompts: {place}: {field} must be a list of texts or null, is {_shown(value)}")
+        raise UserError(f"{place}: {field} must be a list of texts or null, is {_shown(value)}")
     return value
 
 
 def _struct(value: Any, field: str, keys: tuple[str, ...], place: str) -> dict[str, str] | None:
-    if not value:
+    if not value or _all_null(value):
         return None
     ok = isinstance(value, Mapping) and all(isinstance(value.get(key), str) and _encodable(value[key]) for key in keys)
     if not ok:
-        raise UserError(f"data.prompts: {place}: {field} must be an object with the texts {', '.join(keys)}")
+        raise UserError(f"{place}: {field} must be an object with the texts {', '.join(keys)}")
     return {key: value[key] for key in keys}
 
 
 def _counts(value: Any, place: str) -> list[dict[str, Any]] | None:
-    if value is None:
+    if value is None or _all_null(value):
         return None
     items = value if isinstance(value, list) else [None]
     for item in items:
         name, num = (item.get("obj_name"), item.get("num")) if isinstance(item, Mapping) else (None, None)
         if not isinstance(name, str) or not _encodable(name) or type(num) is not int or not 0 <= num < 2**31:
-            raise UserError(f"data.prompts: {place}: numeracy_info must be a list of {{obj_name: text, num: integer}}")
+            raise UserError(f"{place}: numeracy_info must be a list of {{obj_name: text, num: integer}}")
     return [{"obj_name": item["obj_name"], "num": item["num"]} for item in items]
+
+
+def _all_null(value: Any) -> bool:
+    """Whether an object, or each of a list of them, has no value in it: how columnar formats say that it is absent."""
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(item, Mapping) and _all_null(item) for item in value)
+    return isinstance(value, Mapping) and all(item is None or _all_null(item) for item in value.values())
 
 
 def _shown(value: Any) -> str:

@@ -8,7 +8,8 @@ import sys
 import pytest
 from PIL import Image
 
-from rewards.score import main
+from rewards.score import main, read_rows
+from t2ir1_ray.errors import UserError
 from tests.rewards.tiny_experts import ROWS, random_images
 
 
@@ -62,3 +63,49 @@ def test_the_command_runs_as_a_module(inputs, tmp_path):
     assert result.returncode == 2
     assert "nowhere does not exist" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_prompts_are_read_as_training_reads_them(inputs, tmp_path, git_folder, capsys):
+    """What the reader of training refuses is refused, what it takes is taken."""
+    _, images = inputs
+    refused = {
+        '{"prompt": "a", "nouns": "cat"}': "nouns must be a list",
+        '{"prompt": "a", "attr_nouns": {"a": "cat"}}': "attr_nouns must be a list",
+        '{"prompt": "a", "task_type": "colour"}': "task_type is 'colour'",
+        '{"prompt": "a", "task_type": "spatial", "spatial_info": {"obj1": "a"}}': "spatial_info must",
+        '{"prompt": "a", "task_type": "numeracy", "numeracy_info": [{"obj_name": "a"}]}': "numeracy_info must",
+        '{"prompt": ""}': "prompt must be a text",
+    }
+    for line, words in refused.items():
+        file = tmp_path / "bad.jsonl"
+        file.write_text(line + "\n")
+        assert main(arguments(file, images, git_folder)) == 2
+        error = capsys.readouterr().err
+        assert "bad.jsonl:1: " in error
+        assert words in error
+        assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+def test_images_keep_their_prompts_whatever_the_file_is_written_with(ending, tmp_path):
+    lines = [
+        json.dumps(row, ensure_ascii=False) for row in ({"prompt": "a\u2028b"}, {"prompt": "c\x85d"}, {"prompt": "e"})
+    ]
+    file = tmp_path / "prompts.jsonl"
+    file.write_bytes(("\ufeff" + ending.join(lines) + ending * 3).encode())
+    assert [row["prompt"] for row in read_rows(file)] == ["a\u2028b", "c\x85d", "e"]
+
+
+@pytest.mark.parametrize(
+    "text", ['\n{"prompt": "a"}\n', '{"prompt": "a"}\n\n\n{"prompt": "b"}', '{"prompt": "a"}\r \r{"prompt": "b"}']
+)
+@pytest.mark.parametrize("name", ["p.jsonl", "p.json"])
+def test_a_blank_line_that_would_shift_the_numbers_is_refused(name, text, tmp_path):
+    (tmp_path / name).write_bytes(text.encode())
+    with pytest.raises(UserError, match=f"{name}:[12]: a blank line"):
+        read_rows(tmp_path / name)
+
+
+def test_a_list_over_several_lines_has_no_line_numbers(tmp_path):
+    (tmp_path / "p.json").write_text('[\n {"prompt": "a"},\n\n {"prompt": "b"}\n]\n')
+    assert [row["prompt"] for row in read_rows(tmp_path / "p.json")] == ["a", "b"]
