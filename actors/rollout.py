@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 import torch
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
@@ -18,6 +17,8 @@ from t2ir1_ray.janus import policy as janus
 from t2ir1_ray.records.schema import PROMPT_SCHEMA, Rollouts
 
 if TYPE_CHECKING:
+    from ray import ObjectRef
+
     from actors.text_engine import Plan
 
 TRUNK = ("model.language_model.", "lm_head.", "model.generation_")
@@ -96,7 +97,7 @@ class RolloutActor:
         return self.version, self.digest
 
     def generate(
-        self, prompts: pa.Table, sampling: Sampling, version: int, weights: list[ray.ObjectRef]
+        self, prompts: pa.Table, sampling: Sampling, version: int, weights: "list[ObjectRef]"
     ) -> Iterator[pa.RecordBatch]:
         """`sampling.group_size` samples of every prompt under policy `version`, one `Rollouts` batch per prompt.
 
@@ -107,6 +108,8 @@ class RolloutActor:
                 raise RunError(
                     f"holds version {self.version} instead of {version}, and NCCL transfers cannot be replayed"
                 )
+            import ray
+
             self.take_version(ray.get(weights[0]))
         rows = [prompt for prompt in prompts.cast(PROMPT_SCHEMA).to_pylist() for _ in range(sampling.group_size)]
         samples = self.sample(rows, list(range(sampling.group_size)) * len(prompts), sampling)
