@@ -37,7 +37,7 @@ class Cache:
 
 
 class Step:
-    """The body of `ImageDecoder.generate`'s loop, attention in one of several ways. `logits`: guided, (R / 2, codes)."""
+    """The body of `ImageDecoder.generate`'s loop, attention in one of several ways; `logits`: (R / 2, codes)."""
 
     def __init__(self, trunk: TorchTrunk, cache: Cache, way: Way):
         self.trunk, self.cache, self.way = trunk, cache, way
