@@ -70,7 +70,8 @@ def main() -> None:
     command = [sys.executable, "-m", "tests.gpu", *(["--tiny"] if options.tiny else []), "--worker"]
     result: dict[str, object] = {"tiny": options.tiny, "parts": {}}
     for part in options.only:
-        found = result["parts"][part] = run_part([*command, part], PARTS[part])
+        limit_s = PARTS[part] * (10 if options.tiny else 1)  # a busy CPU has no say in whether the check works
+        found = result["parts"][part] = run_part([*command, part], limit_s)
         print(f"{part}: {found['seconds']} s, {found['error'] or 'ok'}", file=sys.stderr, flush=True)
         if options.out:
             partial = options.out.with_suffix(".partial")
