@@ -41,35 +41,34 @@ def figures(tiny: bool) -> Iterator[dict[str, object]]:
     for name, size in {"tiny": None}.items() if tiny else SIZES.items():
         janus = random_janus(size, torch.bfloat16)
         trunk = TorchTrunk(janus)
-        for images in lengths.images:
-            for found in _compared(janus, trunk, images, lengths):
-                yield {"model": name, "images": images, **found}
+        for loop in ("ours", "official"):
+            for images in lengths.images:
+                for found in _loop(loop, janus, trunk, images, lengths):
+                    yield {"model": name, "loop": loop, "images": images, **found}
+                torch.cuda.empty_cache()
         if name != "1B":
             yield {"model": name, **_whole_images(trunk, lengths)}
         del janus, trunk
         torch.cuda.empty_cache()
 
 
-def _compared(
-    janus: JanusForConditionalGeneration, trunk: TorchTrunk, images: int, lengths: Lengths
+def _loop(
+    loop: str, janus: JanusForConditionalGeneration, trunk: TorchTrunk, images: int, lengths: Lengths
 ) -> Iterator[dict[str, object]]:
     prompts = random_prompts(images, lengths.middle, lengths.middle // 10, trunk.lm_head.out_features)
     free = [unconditional_ids(prompt, PAD) for prompt in prompts]
     columns = 2 * sum(map(len, prompts)) + 2 * images * (lengths.short + lengths.long) // 2
-    ways: dict[str, Callable[[int], object]] = {
-        "ours": lambda count: ImageDecoder(trunk, PAD, count).generate(prompts, free, range(images), GUIDANCE, 1.0),
-        "official": lambda count: official_loop(janus, prompts, free, count, GUIDANCE),
-    }
-    for way, generate in ways.items():
-        token = _token_s(generate, lengths)
-        yield {
-            "loop": way,
-            **bounded(token, *step_cost(trunk, 2 * images, columns)),
-            "images_per_s": round(images / token / IMAGE_TOKENS, 3),
-        }
-        if images == lengths.images[0]:
-            yield {"loop": way, "per_token": _token_kernels(generate)}
-        torch.cuda.empty_cache()
+
+    def generate(count: int) -> object:
+        if loop == "official":
+            return official_loop(janus, prompts, free, count, GUIDANCE)
+        return ImageDecoder(trunk, PAD, count).generate(prompts, free, range(images), GUIDANCE, 1.0)
+
+    token = _token_s(generate, lengths)
+    cost = bounded(token, *step_cost(trunk, 2 * images, columns))
+    yield {**cost, "images_per_s": round(images / token / IMAGE_TOKENS, 3)}
+    if images == lengths.images[0]:
+        yield {"per_token": _token_kernels(generate)}
 
 
 def _token_s(generate: Callable[[int], object], lengths: Lengths) -> float:

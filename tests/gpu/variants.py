@@ -34,6 +34,7 @@ def figures(tiny: bool) -> Iterator[dict[str, object]]:
     sizes = TINY if tiny else REAL
     for name, size in {"tiny": None}.items() if tiny else SIZES.items():
         trunk = TorchTrunk(random_janus(size, torch.bfloat16))
+        torch.cuda.empty_cache()
         for rows in sizes.rows:
             cache = Cache(trunk, rows, sizes.shape)
             for found in _at(trunk, cache):
