@@ -78,7 +78,7 @@ def _token_s(generate: Callable[[int], object], lengths: Lengths) -> float:
 
 
 def _token_kernels(generate: Callable[[int], object]) -> dict[str, object]:
-    return summary(difference(kernels(lambda: generate(4)), kernels(lambda: generate(2)), steps=2))
+    return summary(difference(kernels(lambda: generate(12)), kernels(lambda: generate(2)), steps=10))
 
 
 def step_cost(trunk: TorchTrunk, rows: int, columns: int) -> tuple[int, int]:

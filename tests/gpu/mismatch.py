@@ -22,7 +22,7 @@ def figures(tiny: bool) -> Iterator[dict[str, object]]:
     torch.backends.cuda.enable_cudnn_sdp(False)
     prompts, image_tokens, plan_tokens = (2, 36, 6) if tiny else (4, 576, 80)
     for dtype in (torch.float32, torch.bfloat16):
-        janus = random_janus(None if tiny else MODEL, torch.float32, scale=3.0).to(dtype)
+        janus = random_janus(None if tiny else MODEL, dtype, scale=3.0)
         trunk = TorchTrunk(janus)
         distinct = random_prompts(prompts, 12 if tiny else 90, 5, trunk.lm_head.out_features)
         rows = [prompt for prompt in distinct for _ in range(BRANCHES)]

@@ -24,15 +24,13 @@ def kernels(work: Callable[[], object]) -> dict[str, Kernel]:
 
 
 def difference(longer: dict[str, Kernel], shorter: dict[str, Kernel], steps: int) -> dict[str, Kernel]:
-    """What one of `steps` steps runs that the longer work has and the shorter has not."""
-    none = Kernel(0, 0.0)
-    return {
-        name: Kernel(
-            (kernel.launches - shorter.get(name, none).launches) / steps,
-            (kernel.ms - shorter.get(name, none).ms) / steps,
-        )
-        for name, kernel in longer.items()
-    }
+    """What each of the `steps` steps runs that the longer work has and the shorter has not."""
+    found = {}
+    for name, kernel in longer.items():
+        common = shorter.get(name, Kernel(0, 0.0))
+        if kernel.launches > common.launches:
+            found[name] = Kernel((kernel.launches - common.launches) / steps, (kernel.ms - common.ms) / steps)
+    return found
 
 
 def summary(found: dict[str, Kernel], top: int = 8) -> dict[str, object]:
