@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -73,12 +74,12 @@ def _loop(
 
 def _token_s(generate: Callable[[int], object], lengths: Lengths) -> float:
     generate(2)
-    short, long = (seconds(lambda count=count: generate(count)) for count in (lengths.short, lengths.long))
+    short, long = (seconds(partial(generate, count)) for count in (lengths.short, lengths.long))
     return (long - short) / (lengths.long - lengths.short)
 
 
 def _token_kernels(generate: Callable[[int], object]) -> dict[str, object]:
-    return summary(difference(kernels(lambda: generate(12)), kernels(lambda: generate(2)), steps=10))
+    return summary(difference(kernels(partial(generate, 12)), kernels(partial(generate, 2)), steps=10))
 
 
 def step_cost(trunk: TorchTrunk, rows: int, columns: int) -> tuple[int, int]:

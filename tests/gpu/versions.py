@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -28,15 +29,15 @@ def _digests(embedding: Tensor, small: Tensor) -> Iterator[dict[str, object]]:
     bound = card().copy_gb_per_s / 2  # a digest reads, a copy also writes
     same = chunked(embedding) == fingerprint(embedding)
     for way, digest in {"fingerprint": fingerprint, "in chunks": chunked}.items():
-        peak = peak_gb(lambda digest=digest: digest(embedding))
-        rate = embedding.nbytes / GB / clock(lambda digest=digest: digest(embedding), 3, 1)
+        peak = peak_gb(partial(digest, embedding))
+        rate = embedding.nbytes / GB / clock(partial(digest, embedding), 3, 1)
         found = {"what": f"digest on {DEVICE.type}, {way}", "GB_per_s": rate, "share": rate / bound, "peak_GB": peak}
         yield found | {"chunks_agree": same}
     threads = torch.get_num_threads()
     for way, digest in {"fingerprint": fingerprint, "in chunks": chunked}.items():
         for count in _possible():
             torch.set_num_threads(count)
-            taken = clock(lambda digest=digest: digest(small), 1, 0)
+            taken = clock(partial(digest, small), 1, 0)
             yield {"what": f"digest on cpu, {way}", "threads": count, "GB_per_s": small.nbytes / GB / taken}
     torch.set_num_threads(threads)
 
@@ -59,7 +60,7 @@ def _threads(small: Tensor) -> Iterator[dict[str, object]]:
     for name in ("sha256", "blake2b"):
         for count in _possible():
             with ThreadPoolExecutor(count) as pool:
-                rate = small.nbytes / GB / clock(lambda: _hashes(pool, name, pieces), 2, 1)  # noqa: B023
+                rate = small.nbytes / GB / clock(partial(_hashes, pool, name, pieces), 2, 1)
             yield {"what": f"{name} on cpu", "threads": count, "GB_per_s": rate}
 
 
