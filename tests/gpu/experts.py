@@ -25,6 +25,7 @@ from transformers import (
 from rewards.base import Expert
 from rewards.experts import load_expert
 from rewards.orm import VISION_TOWERS
+from t2ir1_ray.errors import RunError
 from t2ir1_ray.fitting.memory import published_parameters
 from t2ir1_ray.shapes.recipes.expert_tokenizer import save_word_tokenizer
 from tests.gpu.measure import DEVICE, GB, clock, peak_gb
@@ -81,7 +82,7 @@ def _measured(expert: Expert, kind: Kind, count: int) -> Iterator[dict[str, obje
     model.to(expert.dtype)
     try:
         changed = expert.score(images, rows).scores
-    except RuntimeError as error:  # which dtypes a model can take is a finding
+    except (RuntimeError, RunError) as error:  # which dtypes a model can take is a finding
         yield {"dtype": other, "refused": str(error)[:200]}
     else:
         off = np.abs(changed - scores)
