@@ -6,14 +6,15 @@ on the prompts that it shares a batch with.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from actors.vllm_model import JanusTrunk
+if TYPE_CHECKING:
+    from actors.vllm_model import JanusTrunk
 
 
 class ImageTokens(NamedTuple):
@@ -26,7 +27,7 @@ class ImageTokens(NamedTuple):
 class ImageDecoder:
     """Samples image tokens from softmax((uncond + w (cond - uncond)) / temperature) (Janus-Pro, equation of CFG)."""
 
-    def __init__(self, trunk: JanusTrunk, pad_id: int, num_tokens: int):
+    def __init__(self, trunk: "JanusTrunk", pad_id: int, num_tokens: int):
         self.trunk = trunk
         self.pad_id = pad_id
         self.num_tokens = num_tokens
@@ -77,7 +78,7 @@ class ImageDecoder:
 class _StaticCache:
     """Keys and values of all layers for a fixed number of rows and columns, and the forward pass that fills them."""
 
-    def __init__(self, trunk: JanusTrunk, padding: Tensor, columns: int):
+    def __init__(self, trunk: "JanusTrunk", padding: Tensor, columns: int):
         """`padding`: (R,) number of padding tokens on the left of each row."""
         self.layers = trunk.model.layers
         self.norm = trunk.model.norm

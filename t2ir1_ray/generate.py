@@ -53,9 +53,10 @@ def main(arguments: Sequence[str]) -> None:
     if not prompts:
         raise UserError('no prompt: give some, such as "a red circle above a blue square", or --prompts FILE')
     _check(options, prompts)
-    from t2ir1_ray.janus.policy import PromptFormat, load_tokenizer
+    with uncollected():
+        from t2ir1_ray.janus.policy import PromptFormat, load_tokenizer
 
-    form = PromptFormat(load_tokenizer(config.policy.path), config.policy)
+        form = PromptFormat(load_tokenizer(config.policy.path), config.policy)
     prompts = [prompts[row] for row in check_tokens(prompts, form, config)]
     if options.plan:
         check_plan(options.plan, form, config)

@@ -9,12 +9,10 @@ from transformers import JanusForConditionalGeneration
 from actors.image_decoder import ImageDecoder, to_pixels
 from actors.text_engine import Plan, TextEngine
 from t2ir1_ray.janus.policy import freeze
+from tests.actors.plain_images import EOS, LONG, PAD, PROMPTS, greedy_image, image_prompts, unconditional
 from tests.tiny_janus import IMAGE_CODES, IMAGE_TOKENS, tiny_model
 
 pytestmark = pytest.mark.slow
-BOS, EOS, PAD, BOI = 0, 1, 2, 4
-LONG = [BOS, *([7, 8, 12, 13, 16, 10] * 7)]  # longer than a block of the KV cache, so that its prefix is cached
-PROMPTS = [[BOS, 7, 8, 12, 13, 16, 9, 8], [BOS, 7, 8, 12, 9, 8], LONG, [BOS, 7, 8, 9, 8, 11, 12]]
 
 
 @pytest.fixture(scope="module")
@@ -34,34 +32,10 @@ def plan_logprobs(model: JanusForConditionalGeneration, prompt: Sequence[int], i
     return logprobs[len(prompt) - 1 : -1].gather(1, torch.tensor(ids)[:, None])[:, 0]
 
 
-def unconditional(prompt: Sequence[int]) -> list[int]:
-    return [prompt[0], *[PAD] * (len(prompt) - 2), prompt[-1]]
-
-
-@torch.inference_mode()
-def greedy_image(model: JanusForConditionalGeneration, prompt: Sequence[int], guidance: float) -> list[int]:
-    """Greedy guided image tokens by transformers: one image, no cache, the whole sequence again for every token."""
-    rows = torch.tensor([prompt, unconditional(prompt)])
-    ids: list[int] = []
-    for _ in range(IMAGE_TOKENS):
-        embeds = model.get_input_embeddings()(rows)
-        if ids:
-            image = model.prepare_embeddings_for_image_generation(torch.tensor([ids, ids]))
-            embeds = torch.cat([embeds, image], 1)
-        hidden = model.model.language_model(inputs_embeds=embeds).last_hidden_state[:, -1]
-        conditional, free = model.model.generation_head(hidden)
-        ids.append(int((free + guidance * (conditional - free)).argmax()))
-    return ids
-
-
 def assert_plans_match(plans: Sequence[Plan], model: JanusForConditionalGeneration) -> None:
     for prompt, plan in zip(PROMPTS, plans, strict=True):
         expected = plan_logprobs(model, prompt, plan.ids.tolist())
         torch.testing.assert_close(torch.from_numpy(plan.logprobs), expected, atol=1e-4, rtol=0)
-
-
-def image_prompts() -> list[list[int]]:
-    return [[*prompt, BOI] for prompt in PROMPTS]
 
 
 def test_plans_have_transformers_logprobs_and_stop_at_the_end_token(engine: TextEngine) -> None:

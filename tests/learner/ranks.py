@@ -93,7 +93,7 @@ def _run(scenario: Scenario, folder: Path, policy: str, rank: int, world: int) -
         config = LearnerConfig(**scenario.learner)
         options = {"guidance": scenario.guidance, "steps": scenario.steps}
         learner = Partitioning(PolicyConfig(path=policy), config, rank, world, **options)
-        learner.connect(*_meeting_place(folder / "address.json", learner), timeout_s=60)
+        learner.join_ranks(*_meeting_place(folder / "address.json", learner), timeout_s=60)
         return learner
 
     out = folder / scenario.name

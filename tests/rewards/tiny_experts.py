@@ -183,12 +183,17 @@ def write_llava_next_folder(folder: Path, same_as: Path) -> Path:
     return folder
 
 
-def write_grounding_dino_folder(folder: Path) -> Path:
-    """The layout of IDEA-Research/grounding-dino-tiny, with BERT's ids of the special tokens, which are wired in."""
-    torch.manual_seed(3)
+def save_bert_tokenizer(folder: Path) -> None:
+    """The words under BERT's ids of the special tokens, which GroundingDINO has wired in."""
     plain = [word for word in WORDS if word not in (*SPECIAL, "?", ".")]
     ids = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, ".": 1012, "?": 1029}
     save_word_tokenizer(folder, ids | {word: i + 1 for i, word in enumerate(plain)})
+
+
+def write_grounding_dino_folder(folder: Path) -> Path:
+    """The layout of IDEA-Research/grounding-dino-tiny."""
+    torch.manual_seed(3)
+    save_bert_tokenizer(folder)
     config = GroundingDinoConfig(
         backbone_config=SwinConfig(
             image_size=32,
