@@ -125,7 +125,7 @@ def _memory(prompts: Sequence[str], config: Config) -> Path:
     """Where the lengths of these prompts are remembered."""
     import transformers
 
-    from t2ir1_ray.janus.checkpoints import resolve_checkpoint
+    from t2ir1_ray.checkpoints.folder import resolve_checkpoint
 
     policy = config.policy
     state = hashlib.sha256(json.dumps([transformers.__version__, policy.plan_system, policy.plan_template]).encode())
