@@ -26,10 +26,10 @@ KINDS = {
     "ray::RolloutActor": "rollout",
     "ray::ReferenceActor": "reference",
     "ray::ExpertActor": "experts",
+    "t2ir1_ray.train": "driver",
     "gcs_server": "Ray",
     "raylet": "Ray",
     "ray": "Ray",
-    "t2ir1_ray.train": "driver",
 }
 """What a command line holds -> kind of process; the first that fits."""
 
