@@ -14,6 +14,7 @@ from actors.cluster import Cluster
 from actors.rollout import Sampling
 from t2ir1_ray.config import Config
 from t2ir1_ray.errors import UserError
+from t2ir1_ray.records.names import part
 from t2ir1_ray.records.prompts import read_prompts
 from t2ir1_ray.records.schema import Rollouts
 from t2ir1_ray.shapes.verify import image_follows_plan, verify_image, verify_plan
@@ -45,7 +46,7 @@ class HeldOut:
             "heldout/accuracy_greedy": float(greedy["accuracy"].mean()),
             "heldout/plan_accuracy": float(sampled["plan"].mean()),
             "heldout/image_follows_plan": float(sampled["follows"].mean()),
-            **{f"heldout/task/{task}": float(np.mean(rights)) for task, rights in sorted(by_task.items())},
+            **{f"heldout/task/{part(task)}": float(np.mean(rights)) for task, rights in sorted(by_task.items())},
         }
 
     def _judge(self, cluster: Cluster, temperature: float) -> dict[str, np.ndarray]:

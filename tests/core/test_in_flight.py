@@ -41,6 +41,7 @@ def group(seed: int, version: int = 4, reference: bool = True) -> ScoredGroup:
         semantic_prompt_ids=ragged(np.int32),
         semantic_ids=ragged(np.int32),
         semantic_logprobs=ragged(np.float32),
+        plan_truncated=np.array([False, True, False]),
         plan=["", "a plan", "\n"],
         image_prompt_ids=ragged(np.int32),
         image_ids=rng.integers(0, 9, (SAMPLES, 4)).astype(np.int32),

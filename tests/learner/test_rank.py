@@ -187,7 +187,7 @@ def test_metrics_tell_learner_and_sampler_apart(results: dict[str, Result], batc
         assert histogram.sum() == {"semantic": plan_tokens, "image": image_tokens}[kind]
         inside = [-0.2 <= low < high <= 0.2 for low, high in pairwise([-np.inf, *RATIO_EDGES, np.inf])]
         assert histogram[inside].sum() / histogram.sum() == pytest.approx(0.68, abs=0.1)  # within one sigma
-    both = metrics["kl/semantic"] * plan_tokens + metrics["kl/image"] * image_tokens
+    both = metrics["segment_kl/semantic"] * plan_tokens + metrics["segment_kl/image"] * image_tokens
     assert metrics["kl"] == pytest.approx(both / metrics["tokens"])
     singly = dict(results["zero2, sample by sample"].metrics[0][0])
     for kind in ("semantic", "image"):

@@ -100,6 +100,7 @@ def score(pools: list[Pool], kind: str, fault: str, folder: Path, timeout_s: flo
         semantic_prompt_ids=ids,
         semantic_ids=ids,
         semantic_logprobs=values,
+        plan_truncated=np.zeros(4, bool),
         plan=[""] * 4,
         image_prompt_ids=ids,
         image_ids=np.zeros((4, 36), np.int32),
