@@ -28,12 +28,16 @@ def main(arguments: Sequence[str]) -> None:
     config, run = configured(options.config, options.overrides + profile, options.resume, options.force)
 
     # After the configuration is known to be good: these imports take seconds.
-    from actors.connect import connect
+    from actors.connect import connect, joined_address
     from t2ir1_ray.doctor import preflight
+    from t2ir1_ray.fitting.limits import check_limits
     from t2ir1_ray.janus.policy import checked_tensors, load_config
     from t2ir1_ray.trainer import train
 
-    checked_tensors(config.policy.path, load_config(config.policy.path))
+    joined_address(config.cluster)
+    policy = load_config(config.policy.path)
+    check_limits(config, policy)
+    checked_tensors(config.policy.path, policy)
     for line in preflight(config):
         print(line)
     connect(config.cluster)  # Ray disconnects when the process ends, after its last line
