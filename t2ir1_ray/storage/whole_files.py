@@ -77,5 +77,5 @@ def disk_failure(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())[:200] or type(error).__name__
         raise RunError(
-            f"{str(path)[:300]}: {reason}: what was written before is whole; free or mend the disk"
+            f"{str(path)[:300]}: {reason}: free the disk or choose another one; what was written before is whole"
         ) from None
