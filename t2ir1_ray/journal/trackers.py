@@ -147,7 +147,7 @@ class Trackers:
         unknown = [name for name in names if name not in TRACKERS]
         if unknown:
             raise UserError(f"journal.trackers={unknown[0]}: must be one of {', '.join(TRACKERS)}")
-        opening = _public(config), run, resume_step
+        opening = run, _public(config), resume_step
         self._threads = [_Thread(name, TRACKERS[name](), opening, say) for name in dict.fromkeys(names)]
         deadline = time.monotonic() + OPEN_S
         for thread in self._threads:
@@ -174,7 +174,7 @@ class _Thread:
     """One tracker, and the only thread that calls it."""
 
     def __init__(
-        self, name: str, tracker: Tracker, opening: tuple[Mapping[str, Any], Path, int], say: Callable[[str], None]
+        self, name: str, tracker: Tracker, opening: tuple[Path, Mapping[str, Any], int], say: Callable[[str], None]
     ):
         self.name, self._tracker, self._opening, self._say = name, tracker, opening, say
         self._work: queue.Queue[tuple[Callable[[Tracker], None], bool]] = queue.Queue(QUEUE)
@@ -209,9 +209,8 @@ class _Thread:
             self._leave_out(f"no end within {CLOSE_S:g} s, {self._work.qsize()} calls are lost")
 
     def _run(self) -> None:
-        config, run, resume_step = self._opening
         try:
-            self._tracker.open_run(run, config, resume_step)
+            self._tracker.open_run(*self._opening)
         except Exception as error:  # of any library
             self._failure = error
         self._opened.set()
