@@ -20,8 +20,7 @@ class Writers:
     def __init__(self, scratch: Path):
         from t2ir1_ray.storage import OneWriter, one_writer
 
-        one_writer.SILENCE_S = 0.002
-        self.writer, self.file = OneWriter, one_writer.FILE
+        self.module, self.writer, self.file = one_writer, OneWriter, one_writer.FILE
 
     def make(self, rng: random.Random) -> Case:
         data = as_json(break_value(rng, self.SEED))
@@ -29,6 +28,7 @@ class Writers:
         return {"holder": break_bytes(rng, data) if rng.random() < 0.4 else data, "age": b"%d" % age}
 
     def run(self, folder: Path) -> None:
+        self.module.SILENCE_S, self.module.HEARTBEAT_S = 0.003, 0.003  # in the fuzzer's own process
         left, said = folder / self.file, []
         (folder / "holder").rename(left)
         last = max(0.0, left.stat().st_mtime - int((folder / "age").read_bytes()))
@@ -51,7 +51,8 @@ class Resumed:
         self.config, self.resuming, self.check = config, resuming, check_unchanged
         self.base = scratch / "base.yaml"
         config.save(config.load("shapes"), self.base)
-        tree = asdict(config.load("shapes"))
+        self.before = config.load(str(self.base))
+        tree = asdict(self.before)
         self.values = {key: value for key, value in leaves(tree) if not key.startswith("experts.")}
         self.values |= {f"experts.hps.{key}": 1 for key in ("weight", "replicas", "num_cpus", "options.new")}
 
@@ -68,7 +69,7 @@ class Resumed:
         return rng.choice((1, 2, 0.5, 64)) if isinstance(value, int | float) else rng.choice(("linear", "async", "x"))
 
     def run(self, folder: Path) -> None:
-        before = self.config.load(str(self.base))
+        before = self.before
         now = self.config.load(str(self.base), json.loads((folder / "overrides.json").read_bytes()))
         found = self.resuming.differences(before, now)
         assert any(found.values()) == (before != now), "a difference that nobody sees"

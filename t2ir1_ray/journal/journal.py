@@ -69,13 +69,14 @@ class Journal:
 
     def begin_after(self, step: int) -> None:
         """Open the journal behind `step`, 0 for a new run. What the folder holds of later steps is removed."""
-        self.snapshots.forget_after(step)
-        for file in (self.run / "rollouts").glob("step_*.parquet"):
-            if file.stem > f"step_{step:06d}":
-                file.unlink()
-        kept = [line for number, line in self._whole_lines() if number <= step] if step else []
-        write_whole(self.run / METRICS, b"".join(kept))
-        self._metrics = (self.run / METRICS).open("a")
+        with disk_failure(self.run):
+            self.snapshots.forget_after(step)
+            for file in (self.run / "rollouts").glob("step_*.parquet"):
+                if file.stem > f"step_{step:06d}":
+                    file.unlink()
+            kept = [line for number, line in self._whole_lines() if number <= step] if step else []
+            write_whole(self.run / METRICS, b"".join(kept))
+            self._metrics = (self.run / METRICS).open("a")
         settings = OmegaConf.to_container(OmegaConf.structured(self.config))
         self._trackers = Trackers(self.config.journal.trackers, self.run, settings, step, self.say)
         self._board = SummaryWriter(str(self.run / "tensorboard"), purge_step=step + 1 if step else None)
@@ -100,8 +101,10 @@ class Journal:
 
     def add_checkpoint(self, step: int, accuracy: float | None, write: Callable[[Path], None]) -> None:
         """A checkpoint of the step, written by `write`. What it stands behind is on the disk before it."""
-        os.fsync(self._metrics.fileno())
-        folder = self.snapshots.create(step, self.config.learner.ranks, accuracy, write)
+        self._writer.check()
+        with disk_failure(self.run):
+            os.fsync(self._metrics.fileno())
+            folder = self.snapshots.create(step, self.config.learner.ranks, accuracy, write)
         self.say(f"checkpoint {folder}")
 
     def say(self, line: str) -> None:
