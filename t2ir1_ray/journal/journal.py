@@ -33,6 +33,8 @@ from t2ir1_ray.storage import OneWriter, disk_failure, whole_file, write_whole
 from t2ir1_ray.storage.whole_files import PARTIAL
 
 METRICS = "metrics.jsonl"
+GRID = "image_grid"
+"""Name of the sample images in the trackers, where they stand among the metrics."""
 LEAST_FREE_BYTES = 4 << 20
 
 
@@ -65,6 +67,7 @@ class Journal:
             raise
         self._signs = WarningSigns(config)
         self._names = MetricNames()
+        self._names.check([GRID])
         self.say(f"run folder {run} (tensorboard --logdir {run / 'tensorboard'})")
 
     def begin_after(self, step: int) -> None:
@@ -145,7 +148,7 @@ class Journal:
             if self.config.journal.images_every and step % self.config.journal.images_every in (0, 1):
                 grid = image_grid(experience)
                 self._board.add_image("samples", grid, step, dataformats="HWC")
-                self._trackers.images("samples", grid, step)
+                self._trackers.images(GRID, grid, step)
         self._progress.show(metrics)
 
     def _histograms(self, metrics: dict[str, Any], experience: Experience, step: int) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from t2ir1_ray.errors import UserError
 from t2ir1_ray.journal import trackers
+from t2ir1_ray.journal.journal import GRID
 from t2ir1_ray.journal.trackers import TRACKERS, Trackers
 from tests.core.test_metric_names import REAL
 
@@ -66,7 +67,7 @@ def track(name: str, run: Path, resume_step: int, offset: int) -> None:
     opened = Trackers([name], run, CONFIG, resume_step, said.append)
     for line in LINES:
         opened.log({**line, "step": line["step"] + offset, "nothing": None, "nan": float("nan")}, line["step"] + offset)
-    opened.images("samples", PIXELS, 1 + offset)
+    opened.images(GRID, PIXELS, 1 + offset)
     opened.close()
     assert said == []
 
@@ -79,23 +80,27 @@ def test_wandb_gets_all_that_a_real_run_writes_offline_and_goes_on_with_the_same
     assert (run / "wandb.id").read_text() == first
     files = sorted((run / "wandb").glob("offline-run-*/*.wandb"))
     assert [path.name for path in files] == [f"run-{first}.wandb"] * 2
-    assert list((run / "wandb").glob("offline-run-*/files/media/images/samples_*.png"))
+    assert list((run / "wandb").glob("offline-run-*/files/media/images/image_grid_*.png"))
     written = sorted((history(file) for file in files), key=lambda found: min(found)[0])
     assert written[0] == FIGURES
     assert {key for _, key in written[1]} == {key for _, key in FIGURES}
 
 
 def history(file: Path) -> dict[tuple[int, str], float]:
-    """(step, name) -> value of an offline run."""
+    """(step, name) -> value of an offline run, when wandb's own process has written all of it."""
     from wandb.proto.wandb_internal_pb2 import Record
 
+    deadline = time.monotonic() + 60
+    records: list[Record] = []
+    while not any(record.WhichOneof("record_type") == "exit" for record in records):
+        records = [Record.FromString(data) for data in logged(file.read_bytes())]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     found = {}
-    for data in logged(file.read_bytes()):
-        record = Record()
-        record.ParseFromString(data)
+    for record in records:
         row = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
-        numbers = {key: value for key, value in row.items() if isinstance(value, int | float) and key[0] != "_"}
-        found |= {(row["step"], key): value for key, value in numbers.items() if key != "step"}
+        numbers = {key: value for key, value in row.items() if isinstance(value, int | float) and key[:1] != "_"}
+        found |= {(row["step"], key): value for key, value in numbers.items() if key != "step" and GRID not in key}
     return found
 
 
@@ -139,8 +144,8 @@ def test_mlflow_gets_all_that_a_real_run_writes_and_goes_on_with_the_same_run(ru
     later = {(step + 3, name): value for (step, name), value in FIGURES.items()}
     assert history == FIGURES | later
     assert set(found.data.metrics) == {name for _, name in FIGURES}
-    images = [item.path for item in client.list_artifacts(found.info.run_id, "samples")]
-    assert images == ["samples/step_000001.png", "samples/step_000004.png"]
+    images = [item.path for item in client.list_artifacts(found.info.run_id, GRID)]
+    assert images == [f"{GRID}/step_000001.png", f"{GRID}/step_000004.png"]
 
 
 def silent_server(stack: ExitStack) -> int:
@@ -195,7 +200,7 @@ def test_a_run_does_not_wait_for_a_server_that_does_not_answer(
     opened = Trackers(["mlflow"], run, CONFIG, 0, said.append)
     for step in range(200):
         opened.log(LINES[1], step)
-    opened.images("samples", PIXELS, 1)
+    opened.images(GRID, PIXELS, 1)
     opened.close()
     assert time.monotonic() - begin < 5
     assert said[0] == "mlflow does not answer: the run goes on, its figures wait in a queue of 64"
@@ -255,7 +260,7 @@ def test_a_tracker_that_fails_is_left_out_and_training_goes_on(run: Path, monkey
     opened = Trackers(["fragile"], run, CONFIG, 0, said.append)
     for step in (1, 2, 3):
         opened.log({"step": step}, step)
-    opened.images("samples", PIXELS, 3)
+    opened.images(GRID, PIXELS, 3)
     opened.close()
     assert said == ["fragile failed and gets no more figures: ConnectionError: server is gone details"]
     assert Fragile.steps == [1]
