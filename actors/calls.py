@@ -7,7 +7,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
-from t2ir1_ray.errors import RunError, UserError
+from t2ir1_ray.errors import RunError, UserError, reason, reason_in, shortened
 
 PARTNERS_S = 10.0
 """When one of several calls has raised: how long its partners may take to turn out dead, which would be the cause."""
@@ -60,25 +60,29 @@ def _is_death(error: RayError) -> bool:
 
 
 def explain(error: RayError, who: str, what: str) -> UserError | RunError:
-    """The one line that a person needs from a Ray error."""
-    if isinstance(error, ActorDiedError) and _is_death(error):
-        text = str(error).strip().splitlines()[0][:200]
-        return _initialisation_error(error) or RunError(f"{who}: died during {what} ({text})")
-    cause = error if _is_death(error) else error.cause
-    if isinstance(cause, UserError):
-        return UserError(str(cause))
-    if isinstance(cause, RunError):
-        return RunError(f"{who}: {cause}")
-    text = " ".join(str(cause).split())
-    text = text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"
-    return RunError(f"{who}: {what} failed: {type(cause).__name__}: {text}")
+    """The one line that a person needs from a Ray error: with the innermost cause, wherever it was raised."""
+    if isinstance(error, RayTaskError):
+        if isinstance(error.cause, UserError):
+            return UserError(str(error.cause))
+        if isinstance(error.cause, RunError):
+            return RunError(f"{who}: {error.cause}")
+        return RunError(f"{who}: {what} failed: {reason_in(error.traceback_str) or reason(error.cause)}")
+    said = reason_in(str(error))  # what a constructor has raised stands in the text of its actor's death only
+    if said is None:
+        death = isinstance(error, ActorDiedError)
+        return RunError(
+            f"{who}: died during {what} ({_told(error)})" if death else f"{who}: {what} failed: {_told(error)}"
+        )
+    kind, _, text = said.partition(": ")
+    if kind == UserError.__name__:
+        return UserError(text)
+    return RunError(f"{who}: {text}" if kind == RunError.__name__ else f"{who}: {what} failed: {said}")
 
 
-def _initialisation_error(error: ActorDiedError) -> UserError | None:
-    """An actor whose constructor refused its checkpoint reports that only in the text of its death."""
-    marker = "t2ir1_ray.errors.UserError: "
-    text = str(error)
-    return UserError(text.split(marker, 1)[1].splitlines()[0]) if marker in text else None
+def _told(error: RayError) -> str:
+    """What Ray says about a death, without the table of names and addresses."""
+    lines = [line for line in str(error).splitlines() if not line.startswith("\t")]
+    return shortened(" ".join(lines)) or type(error).__name__
 
 
 def restarts_of(actor: Any) -> int:

@@ -87,6 +87,7 @@ class Sampler:
             semantic_prompt_ids=[np.asarray(ids, np.int32) for ids in plan_prompts],
             semantic_ids=[plan.ids for plan in plans],
             semantic_logprobs=[plan.logprobs for plan in plans],
+            plan_truncated=np.array([plan.truncated for plan in plans], bool),
             plan=[text or "" for text in texts],
             image_prompt_ids=[np.asarray(ids, np.int32) for ids in image_prompts],
             image_ids=images.ids.cpu().numpy().astype(np.int32),
@@ -105,7 +106,7 @@ class Sampler:
             plan_of = dict(zip(distinct, written, strict=True))
             plans = [plan_of[key] for key in wanted]
             return plans, [self.format.plan_text(plan.ids) for plan in plans]
-        nothing = Plan(np.empty(0, np.int32), np.empty(0, np.float32))
+        nothing = Plan(np.empty(0, np.int32), np.empty(0, np.float32), truncated=False)
         return [nothing] * len(prompts), [sampling.plan if sampling.semantic_cot else None] * len(prompts)
 
     @torch.inference_mode()

@@ -23,10 +23,14 @@ from actors.weights import digest
 
 
 class Plan(NamedTuple):
-    """A sampled plan: ids up to and including the end token (if it came), and their log-probs when sampled."""
+    """A sampled plan: ids up to and including the end token (if it came), and their log-probs when sampled.
+
+    truncated: the engine stopped it for its length; a plan that ends at the limit by itself is whole.
+    """
 
     ids: np.ndarray  # (L,) int32
     logprobs: np.ndarray  # (L,) float32
+    truncated: bool
 
 
 class TextEngine:
@@ -56,7 +60,7 @@ class TextEngine:
                 seed=0,
                 max_model_len=length,
                 max_num_seqs=max_sequences,
-                max_num_batched_tokens=max(length, 2048),
+                max_num_batched_tokens=max(length, max_sequences, 2048),
                 kv_cache_memory_bytes=int(kv_cache_gb * 2**30),
                 skip_tokenizer_init=True,
                 generation_config="vllm",
@@ -131,6 +135,7 @@ class TextEngine:
                     [step[token].logprob for token, step in zip(output.token_ids, output.logprobs, strict=True)],
                     np.float32,
                 ),
+                truncated=output.finish_reason == "length",
             )
             for output in outputs
         ]

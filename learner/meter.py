@@ -54,7 +54,7 @@ class StepMeter:
     def metrics(self) -> dict[str, float | list[int]]:
         """Of the whole batch: sums over ranks, then means over the tokens of a segment.
 
-        loss; kl and kl/<segment> (to the reference); entropy/<segment>; clip_fraction/<segment>;
+        loss; kl and segment_kl/<segment> (to the reference); entropy/<segment>; clip_fraction/<segment>;
         mismatch/<segment>_{kl, ratio_mean, ratio_max, max}: the learner's against the sampling policy's
         probabilities, `max` being the largest |log ratio|: 0, 1, 1, 0 where an exactly on-policy batch meets equal
         arithmetic; mismatch/<segment>_histogram: number of tokens by log ratio, in the bins between RATIO_EDGES;
@@ -76,7 +76,7 @@ class StepMeter:
         peaks = self.peaks.tolist()
         for segment, row, (ratio_max, drift_max), histogram in zip(SEGMENTS, rows, peaks, histograms, strict=True):
             count = max(row["tokens"], 1.0)  # a batch without plans has none
-            metrics[f"kl/{segment}"] = row["kl"] / count
+            metrics[f"segment_kl/{segment}"] = row["kl"] / count
             metrics[f"entropy/{segment}"] = row["entropy"] / count
             metrics[f"clip_fraction/{segment}"] = row["clipped"] / count
             metrics[f"mismatch/{segment}_kl"] = row["mismatch"] / count

@@ -19,6 +19,7 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from learner.bicot_grpo import token_losses
 from learner.logprobs import TokenValues, sequence_logprobs
@@ -124,7 +125,7 @@ class LearnerRank:
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed("nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_s), verbose=False)
         model, parameters = self._model("cuda" if cuda else "cpu")
-        optimizer = torch.optim.AdamW(
+        self.optimizer = torch.optim.AdamW(
             parameters,
             lr=self.config.learning_rate,
             betas=self.config.betas,
@@ -133,8 +134,8 @@ class LearnerRank:
         self.engine, *_ = deepspeed.initialize(
             model=_Policy(model, self.temperature, self.guidance),
             model_parameters=parameters,
-            optimizer=optimizer,
-            lr_scheduler=schedule(optimizer, self.config.lr_schedule, self.config.warmup_steps, self.steps),
+            optimizer=self.optimizer,
+            lr_scheduler=self._schedule(),
             config=self._deepspeed_config(sum(parameter.numel() for parameter in parameters)),
         )
 
@@ -224,18 +225,42 @@ class LearnerRank:
     def restore_state(self, folder: Path, ranks: int | None = None) -> None:
         """Go on where `save_state` was called on `ranks` ranks (None: as many as now).
 
-        Exact on as many ranks; on others through DeepSpeed's universal checkpoint, equal but for rounding. DeepSpeed
-        unpickles: only folders that this run wrote.
+        Parameters, moments and the number of steps come from there; rates and all other settings from the
+        configuration, which may have changed. Exact on as many ranks; on others through DeepSpeed's universal
+        checkpoint, equal but for rounding. DeepSpeed unpickles: only folders that this run wrote.
         """
         if ranks in (None, self.world_size):
-            self.engine.load_checkpoint(str(folder), CHECKPOINT, load_module_strict=False)
+            self._load(folder / CHECKPOINT)
         else:
             with universal_checkpoint(folder / CHECKPOINT, self.rank) as converted:
                 self.engine._config.load_universal_checkpoint = True
-                self.engine.load_checkpoint(str(converted.parent), converted.name, load_module_strict=False)
+                self._load(converted)
                 self.engine._config.load_universal_checkpoint = False
-        for _ in range(self.engine.global_steps):
-            self.beta.step()
+        self._configure_at(self.engine.global_steps)
+
+    def _load(self, folder: Path) -> None:
+        self.engine.load_checkpoint(
+            str(folder.parent), folder.name, load_module_strict=False, load_lr_scheduler_states=False
+        )
+
+    def _configure_at(self, done: int) -> None:
+        """Optimizer and schedules as the configuration says, `done` steps after the start. DeepSpeed's checkpoints
+        hold settings beside the moments, which would silently win."""
+        for group in self.optimizer.param_groups:
+            group.pop("initial_lr")  # the base of a schedule: the new one takes it from `lr`
+            group.update(
+                lr=self.config.learning_rate, betas=tuple(self.config.betas), weight_decay=self.config.weight_decay
+            )
+        self.engine.optimizer.clip_grad = self.config.max_grad_norm
+        self.engine.lr_scheduler = self._schedule()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of", UserWarning)  # the optimizer's steps lie behind
+            for _ in range(done):
+                self.engine.lr_scheduler.step()
+                self.beta.step()
+
+    def _schedule(self) -> LRScheduler:
+        return schedule(self.optimizer, self.config.lr_schedule, self.config.warmup_steps, self.steps)
 
     def _model(self, device: str) -> tuple[nn.Module, list[nn.Parameter]]:
         """The policy, ready to train, and its trainable parameters."""

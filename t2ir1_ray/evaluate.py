@@ -33,6 +33,7 @@ from t2ir1_ray.generate import check_numbers, checkpoint_config, save_png
 from t2ir1_ray.records.filenames import file_name
 from t2ir1_ray.records.schema import PROMPT_SCHEMA, Rollouts
 from t2ir1_ray.records.textfile import read_text
+from t2ir1_ray.storage import OneWriter, disk_failure, write_whole
 
 MODES = {"semantic-CoT": True, "prompt only": False}
 PENDING = 64
@@ -103,21 +104,28 @@ def main(arguments: Sequence[str]) -> None:
     if options.against:
         wanted = [(mode, seed, item.prompt_id) for mode in job.modes for seed in job.seeds for item in items]
         base = read_base(options.against, made_with, wanted)
-    name = file_name(f"{options.benchmark}-{label(config.policy.path)}")
-    results = Results(options.out or Path("evaluations") / name, made_with)
+    out = options.out or Path("evaluations") / file_name(f"{options.benchmark}-{label(config.policy.path)}")
+    with OneWriter(out, "--out"):
+        results = Results(out, made_with)
+        _draw_and_judge(job, experts, options, needed, results)
+        report(job, results, config.policy.path, base)
 
+
+def _draw_and_judge(
+    job: Job, experts: dict[str, ExpertConfig], options: argparse.Namespace, needed: set[str], results: Results
+) -> None:
+    """On Ray, if anything is left to do."""
     if any(todo(job, results).values()):
         from actors.connect import connect
         from t2ir1_ray.benchmarks.devices import Devices
         from t2ir1_ray.benchmarks.judge import Judge
 
-        connect(config.cluster)
+        connect(job.config.cluster)
         key = os.environ.get(options.judge_key_env)
         asking = (options.judge_url, options.judge_model, key, options.judge_threads)
-        judge = Judge(*asking, **benchmark.judge_options) if "judge" in needed else None
-        with Devices(config, experts, options.actors, judge) as devices:
+        judge = Judge(*asking, **job.benchmark.judge_options) if "judge" in needed else None
+        with Devices(job.config, experts, options.actors, judge) as devices:
             run(job, devices, results)
-    report(job, results, config.policy.path, base)
 
 
 def label(checkpoint: str) -> str:
@@ -147,13 +155,18 @@ def run(job: Job, devices: Any, results: Results) -> None:
             for row, drawn in devices.sample(_table(items), job.sampling(mode, seed), per_call) if items else ():
                 pending.append((items[row], drawn, job.benchmark.observe(items[row], drawn, devices.call)))
                 while pending and (len(pending) > PENDING or devices.ready(pending[0][2])):
-                    results.append(_finish(job, devices, results.out, mode, seed, *pending.popleft()))
+                    _append(results, _finish(job, devices, results.out, mode, seed, *pending.popleft()))
                     progress.advance(bar)
             while pending:
-                results.append(_finish(job, devices, results.out, mode, seed, *pending.popleft()))
+                _append(results, _finish(job, devices, results.out, mode, seed, *pending.popleft()))
                 progress.advance(bar)
             if items and not console.is_terminal:
                 print(f"{mode}, seed {seed}: {len(items)} prompts drawn and judged", flush=True)
+
+
+def _append(results: Results, record: dict[str, Any]) -> None:
+    with disk_failure(results.out / "results.jsonl"):
+        results.append(record)
 
 
 def report(
@@ -180,9 +193,9 @@ def report(
         "standard_error": "over prompts; images and seeds of a prompt are averaged first",
         **summary,
     }
-    (results.out / "summary.json").write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    write_whole(results.out / "summary.json", json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     row = markdown(label(checkpoint), summary)
-    (results.out / "row.md").write_text(row)
+    write_whole(results.out / "row.md", row)
     print(row, end="")
     console.print(f"images, results.jsonl, summary.json, row.md in {results.out}", soft_wrap=True)
     return summary
@@ -197,13 +210,11 @@ def _finish(
     answers = {name: devices.result(handle, what) for name, handle in asked.items()}
     folder = Path("images") / mode.replace(" ", "-") / f"seed_{seed}"
     for name, text in job.benchmark.sidecars(item).items():
-        (out / folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (out / folder / name).write_text(text, encoding="utf-8")
+        write_whole(out / folder / name, text)
     images = []
     for number, (plan, pixels) in enumerate(zip(samples.plan, samples.pixels, strict=True)):
         evidence = {name: found[number] for name, found in answers.items()}
         path = folder / job.benchmark.image_path(item, number, job.num_images)
-        (out / path).parent.mkdir(parents=True, exist_ok=True)
         save_png(out / path, pixels, {"prompt": item.prompt, "plan": plan, "mode": mode, "seed": seed})
         scores = job.benchmark.score(item, View(plan, pixels, evidence))
         images.append({"image": str(path), "plan": plan, "scores": scores, "evidence": _plain(evidence)})

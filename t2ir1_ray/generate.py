@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,14 +27,16 @@ from actors.startup import uncollected
 from t2ir1_ray import config as configuration
 from t2ir1_ray.config import Config
 from t2ir1_ray.entry import Parser, run_entry
-from t2ir1_ray.errors import UserError
+from t2ir1_ray.errors import RunError, UserError, reason
 from t2ir1_ray.fitting.prompts import check_tokens
 from t2ir1_ray.records.prompts import TABLE_ENDINGS, read_texts
+from t2ir1_ray.storage import AppendedLines, OneWriter, disk_failure, whole_file, write_whole
 
 if TYPE_CHECKING:
     from actors.sampler import Sampler
     from t2ir1_ray.janus.policy import PromptFormat
 
+RESULTS = "results.jsonl"
 TILE_PX = 240
 LINE_PX = 17
 GRID_IMAGES = 64
@@ -60,9 +62,15 @@ def main(arguments: Sequence[str]) -> None:
     prompts = [prompts[row] for row in check_tokens(prompts, form, config)]
     if options.plan:
         check_plan(options.plan, form, config)
-    out = new_folder(options.out or Path("generated") / time.strftime("%Y%m%d-%H%M%S"))
+    out = options.out or Path("generated") / time.strftime("%Y%m%d-%H%M%S")
+    with new_folder(out):
+        records = _generate(options, config, prompts, out)
+        write_grid(out, records, options.num_images)
+    Console(highlight=False).print(f"{len(records)} images in {out}: grid.png, results.jsonl", soft_wrap=True)
 
-    # After all that can be known to be wrong without the model: the engine takes seconds.
+
+def _generate(options: argparse.Namespace, config: Config, prompts: Sequence[str], out: Path) -> list[dict[str, Any]]:
+    """After all that can be known to be wrong without the model: the engine takes seconds."""
     print(f"{len(prompts)} prompts, {options.num_images} images of each, with {config.policy.path}", flush=True)
     with engine(config) as sampler:
         guidance = config.rollout.guidance if options.cfg is None else options.cfg
@@ -71,9 +79,7 @@ def main(arguments: Sequence[str]) -> None:
             options.num_images, temperature, guidance, options.seed, "generate", not options.no_plan, options.plan
         )
         batch_size = options.batch_size or config.rollout.prompts_per_call * config.rollout.group_size
-        records = draw(sampler, prompts, sampling, batch_size, out, {"checkpoint": config.policy.path})
-    write_grid(out, records, options.num_images)
-    Console(highlight=False).print(f"{len(records)} images in {out}: grid.png, results.jsonl", soft_wrap=True)
+        return draw(sampler, prompts, sampling, batch_size, out, {"checkpoint": config.policy.path})
 
 
 def checkpoint_config(checkpoint: str | None, name: str | None, overrides: Sequence[str] = ()) -> Config:
@@ -86,23 +92,23 @@ def checkpoint_config(checkpoint: str | None, name: str | None, overrides: Seque
     config.rollout.weight_transfer = "object_store"  # nothing is transferred: no NCCL group is waited for
     if checkpoint is not None:
         config.policy.path = checkpoint
+    from t2ir1_ray.fitting.limits import check_limits
     from t2ir1_ray.janus.policy import checked_tensors, load_config
 
-    checked_tensors(config.policy.path, load_config(config.policy.path))
+    policy = load_config(config.policy.path)
+    check_limits(config, policy)
+    checked_tensors(config.policy.path, policy)
     return config
 
 
-def new_folder(path: Path) -> Path:
-    """A folder without results in it. Raises UserError if it has some or cannot be made."""
-    try:
-        if (path / "results.jsonl").exists():
-            raise UserError(f"--out: {path} holds results already: choose another folder")
-        path.mkdir(parents=True, exist_ok=True)
-        (path / "results.jsonl").touch()
-    except OSError as error:
-        reason = f"{str(path)[:200]} cannot be written ({error.strerror})"
-        raise UserError(f"--out: {reason}: choose another folder") from None
-    return path
+def new_folder(path: Path) -> OneWriter:
+    """The right to write into a folder without results in it. Raises UserError if it has some or cannot be made."""
+    writer = OneWriter(path, "--out")
+    if (path / RESULTS).exists():
+        writer.release()
+        raise UserError(f"--out: {path} holds results already: choose another folder")
+    write_whole(path / RESULTS, "")
+    return writer
 
 
 @contextmanager
@@ -122,11 +128,23 @@ def engine(config: Config) -> Iterator["Sampler"]:
     with uncollected():
         from actors.sampler import Sampler
 
-        sampler = Sampler(config.policy, config.rollout, awaits_weights=False)
+        with _engine_failure("start"):
+            sampler = Sampler(config.policy, config.rollout, awaits_weights=False)
     try:
         yield sampler
     finally:
         sampler.engine.close()
+
+
+@contextmanager
+def _engine_failure(what: str) -> Iterator[None]:
+    """What vLLM, torch and the driver raise, of any class, as one line with its cause."""
+    try:
+        yield
+    except (UserError, RunError):
+        raise
+    except Exception as error:
+        raise RunError(f"rollout: {what} failed: {reason(error)}") from None
 
 
 def check_plan(plan: str, form: "PromptFormat", config: Config) -> None:
@@ -148,11 +166,15 @@ def check_numbers(options: argparse.Namespace, limits: Mapping[str, tuple[float,
 
 
 def save_png(path: Path, pixels: np.ndarray, texts: dict[str, Any]) -> None:
-    """pixels: (H, W, 3) uint8. `texts` go into the file's text chunks (iTXt: any language)."""
+    """pixels: (H, W, 3) uint8. `texts` go into the file's text chunks (iTXt: any language). Raises RunError if the disk
+    fails."""
     info = PngInfo()
     for key, value in texts.items():
         info.add_itxt(key, str(value))
-    Image.fromarray(pixels).save(path, "PNG", pnginfo=info)
+    with disk_failure(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as file:
+        Image.fromarray(pixels).save(file, "PNG", pnginfo=info)
 
 
 def draw(
@@ -163,16 +185,17 @@ def draw(
     out: Path,
     about: dict[str, str],
 ) -> list[dict[str, Any]]:
-    """Sample and save everything; a record per image, written as soon as its batch is done."""
+    """Sample and save everything; a record per image, on the disk as soon as its image is."""
     wanted = [(row, number) for row in range(len(prompts)) for number in range(sampling.group_size)]
     batches = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]
     console = Console()
     records = []
-    with (out / "results.jsonl").open("w", encoding="utf-8") as results:
+    with closing(AppendedLines(out / RESULTS)) as results:
         for batch in track(batches, "drawing", console=console, disable=not console.is_terminal):
             # The text itself is the id that seeds are made of, so that a prompt's place in the list does not matter.
             rows = [{"prompt_id": prompts[row], "prompt": prompts[row]} for row, _ in batch]
-            samples = sampler.sample(rows, [number for _, number in batch], sampling, vq_batch=1)
+            with _engine_failure(f"prompt {batch[0][0]}"):
+                samples = sampler.sample(rows, [number for _, number in batch], sampling, vq_batch=1)
             for index, (row, number) in enumerate(batch):
                 record = {
                     "prompt": prompts[row],
@@ -186,9 +209,8 @@ def draw(
                 }
                 name = f"{row:05d}_{number}.png"
                 save_png(out / name, samples.pixels[index], record)
-                results.write(json.dumps({"image": name, **record}, ensure_ascii=False) + "\n")
+                results.append(json.dumps({"image": name, **record}, ensure_ascii=False))
                 records.append({"image": name, **record})
-            results.flush()
     return records
 
 
@@ -216,7 +238,8 @@ def write_grid(out: Path, records: Sequence[dict[str, Any]], columns: int) -> No
             sheet.paste(_tile(out / record["image"]), (x, y))
             _write(draw, x, y + TILE_PX + 2, plan, "#555555", font)
         top += height
-    sheet.save(out / "grid.png")
+    with whole_file(out / "grid.png") as file:
+        sheet.save(file, "PNG")
 
 
 def _tile(file: Path) -> Image.Image:

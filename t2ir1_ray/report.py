@@ -7,6 +7,7 @@ from pathlib import Path
 from t2ir1_ray.entry import Parser, run_entry
 from t2ir1_ray.errors import UserError
 from t2ir1_ray.report_page import build_page, read_run
+from t2ir1_ray.storage import write_whole
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -26,9 +27,10 @@ def main(arguments: Sequence[str]) -> None:
     page = build_page(runs, options.max_mb)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(page.html, encoding="utf-8", newline="\n")
+        out.open("ab").close()
     except OSError as error:
         raise UserError(f"--out: {out} cannot be written ({error.strerror}): choose another file") from None
+    write_whole(out, page.html)
     print(f"{out}: {page.summary}")
     for note in page.notes:
         print(f"  {note}")

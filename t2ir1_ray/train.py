@@ -19,7 +19,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--config", help="a shipped name (shapes, the default, janus_pro_1b, ...) or a YAML file")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run of this folder")
     parser.add_argument(
-        "--force", action="store_true", help="resume although the configuration or prompts have changed"
+        "--force",
+        action="store_true",
+        help="resume although settings or prompts have changed that its figures depend on",
     )
     parser.add_argument("--profile", action="store_true", help="write RUN/trace.json for chrome://tracing")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. train.steps=3 train.seed=1")
@@ -28,11 +30,16 @@ def main(arguments: Sequence[str]) -> None:
     config, run = configured(options.config, options.overrides + profile, options.resume, options.force)
 
     with uncollected():  # after the configuration is known to be good: these imports take seconds
+        from actors.connect import joined_address
         from t2ir1_ray.doctor import preflight
+        from t2ir1_ray.fitting.limits import check_limits
         from t2ir1_ray.janus.policy import checked_tensors, load_config
         from t2ir1_ray.trainer import train
 
-        checked_tensors(config.policy.path, load_config(config.policy.path))
+        joined_address(config.cluster)
+        policy = load_config(config.policy.path)
+        check_limits(config, policy)
+        checked_tensors(config.policy.path, policy)
         for line in preflight(config):
             print(line)
     try:
@@ -53,8 +60,7 @@ def configured(name: str | None, overrides: Sequence[str], resume: Path | None, 
     if not stored.is_file():
         raise UserError(f"--resume: {resume} is no run folder: it lacks {configuration.FILE}")
     config = configuration.load(name or str(stored), overrides)
-    if not force:
-        check_unchanged(resume, configuration.load(str(stored)), config)
+    check_unchanged(resume, configuration.load(str(stored)), config, force)
     return config, resume
 
 

@@ -70,7 +70,7 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
 
                 metrics = {"step": step, "policy_version": step, **update, **experience.metrics}
                 metrics |= {"staleness": staleness, "groups/replaced": collected.replaced, **timeline.seconds(step)}
-                metrics |= {"staleness/dropped": collector.stale, "prompts/skipped": skipped}
+                metrics |= {"samples/stale": collector.stale, "prompts/skipped": skipped}
                 metrics["rollout/images_per_s"] = len(experience.rollouts) / metrics["time/rollout_s"]
                 metrics["actors/restarts"] = cluster.restarts()
                 metrics["time/step_s"] = time.perf_counter() - begin

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.fuzz_breaking import JUNK, SECRET, Case, as_json, break_bytes, break_value, nasty
+from tests.fuzz_states import Metrics, Resumed, Writers
 
 
 class Prompts:
@@ -434,4 +435,7 @@ TARGETS: dict[str, Callable[[Path], Any]] = {
     "names": Names,
     "images": Images,
     "run": Runs,
+    "writer": Writers,
+    "resume": Resumed,
+    "metrics": Metrics,
 }

@@ -16,6 +16,7 @@ from omegaconf.errors import ConfigKeyError
 from t2ir1_ray.config.rules import check, leaves, one_line
 from t2ir1_ray.config.sections import Config
 from t2ir1_ray.errors import UserError
+from t2ir1_ray.storage import write_whole
 
 FILE = "config.yaml"
 """Name of the configuration in a run folder."""
@@ -49,7 +50,8 @@ def load(name_or_path: str = "shapes", overrides: Sequence[str] = ()) -> Config:
 
 
 def save(config: Config, path: Path) -> None:
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
+    """Raises RunError if the disk fails."""
+    write_whole(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
 def _read_yaml(name_or_path: str) -> DictConfig:

@@ -18,6 +18,7 @@ from omegaconf import MISSING
 from t2ir1_ray.config.sections import Config
 from t2ir1_ray.entry import run_entry
 from t2ir1_ray.errors import UserError
+from t2ir1_ray.storage import write_whole
 
 BEGIN = "<!-- configuration reference: python -m t2ir1_ray.config.reference --write t2ir1_ray/config/README.md -->"
 END = "<!-- end of configuration reference -->"
@@ -32,9 +33,9 @@ def main(arguments: Sequence[str]) -> None:
         return
     try:
         text = options.write.read_text(encoding="utf-8")
-        options.write.write_text(insert(text, options.write), encoding="utf-8")
     except OSError as error:
         raise UserError(f"--write: {options.write}: {error.strerror}") from None
+    write_whole(options.write, insert(text, options.write))
 
 
 def reference() -> str:

@@ -70,6 +70,10 @@ def check(config: Config) -> None:
         _require(value in allowed, key, value, f"must be one of {', '.join(map(str, allowed))}")
     size = rollout.group_size
     _require(size >= 2, "rollout.group_size", size, "advantages compare samples of one prompt: at least 2")
+    least = config.reward.min_group_size
+    _require(
+        least <= size, "reward.min_group_size", least, f"must be at most rollout.group_size={size}: none is larger"
+    )
     plans, left = divmod(size, rollout.images_per_plan)
     _require(left == 0, "rollout.images_per_plan", rollout.images_per_plan, f"must divide rollout.group_size={size}")
     _require(

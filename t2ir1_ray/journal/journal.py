@@ -21,6 +21,7 @@ from learner.meter import RATIO_EDGES, SEGMENTS
 from t2ir1_ray import config as configuration
 from t2ir1_ray.config import Config
 from t2ir1_ray.errors import RunError, UserError
+from t2ir1_ray.journal.metric_names import MetricNames
 from t2ir1_ray.journal.progress import Progress
 from t2ir1_ray.journal.resume import record_inputs
 from t2ir1_ray.journal.snapshots import Snapshot, Snapshots
@@ -28,8 +29,12 @@ from t2ir1_ray.journal.trackers import Trackers
 from t2ir1_ray.journal.warning_signs import WarningSigns
 from t2ir1_ray.loop.experience import Experience
 from t2ir1_ray.records.schema import dump_table
+from t2ir1_ray.storage import OneWriter, disk_failure, whole_file, write_whole
+from t2ir1_ray.storage.whole_files import PARTIAL
 
 METRICS = "metrics.jsonl"
+GRID = "image_grid"
+"""Name of the sample images in the trackers, where they stand among the metrics."""
 LEAST_FREE_BYTES = 4 << 20
 
 
@@ -41,37 +46,40 @@ class Journal:
         self.run = run
         self.config = config
         self.snapshots = Snapshots(run / "checkpoints", config.journal.keep_last)
+        self._progress = Progress(config.train.steps, config.eval.every)
+        self._writer = OneWriter(run, "--resume" if resume else "journal.root", self.say)
         try:
-            run.mkdir(parents=True, exist_ok=True)
             metrics = run / METRICS
             if not resume and metrics.exists() and metrics.stat().st_size:
                 raise UserError(
                     f"journal.name: {run} holds a run already: go on with --resume {run}, or choose another name"
                 )
-            for folder in ("tensorboard", "rollouts", "checkpoints"):
-                (run / folder).mkdir(exist_ok=True)
+            with disk_failure(run):
+                for folder in ("tensorboard", "rollouts", "checkpoints"):
+                    (run / folder).mkdir(exist_ok=True)
+                for torn in (*run.glob(PARTIAL), *run.glob(f"rollouts/{PARTIAL}")):
+                    torn.unlink()
+                metrics.touch()
             configuration.save(config, run / configuration.FILE)
-            metrics.touch()
             record_inputs(run, config)
-        except OSError as error:
-            raise UserError(
-                f"journal.root: {run} cannot be written ({error.strerror}): choose another folder"
-            ) from None
-        self._progress = Progress(config.train.steps, config.eval.every)
+        except BaseException:
+            self._writer.release()
+            raise
         self._signs = WarningSigns(config)
+        self._names = MetricNames()
+        self._names.check([GRID])
         self.say(f"run folder {run} (tensorboard --logdir {run / 'tensorboard'})")
 
     def begin_after(self, step: int) -> None:
         """Open the journal behind `step`, 0 for a new run. What the folder holds of later steps is removed."""
-        self.snapshots.forget_after(step)
-        for file in (self.run / "rollouts").glob("step_*.parquet"):
-            if file.stem > f"step_{step:06d}":
-                file.unlink()
-        kept = [line for number, line in self._whole_lines() if number <= step] if step else []
-        shorter = self.run / f".{METRICS}.partial"
-        shorter.write_bytes(b"".join(kept))
-        shorter.replace(self.run / METRICS)
-        self._metrics = (self.run / METRICS).open("a")
+        with disk_failure(self.run):
+            self.snapshots.forget_after(step)
+            for file in (self.run / "rollouts").glob("step_*.parquet"):
+                if file.stem > f"step_{step:06d}":
+                    file.unlink()
+            kept = [line for number, line in self._whole_lines() if number <= step] if step else []
+            write_whole(self.run / METRICS, b"".join(kept))
+            self._metrics = (self.run / METRICS).open("a")
         settings = OmegaConf.to_container(OmegaConf.structured(self.config))
         self._trackers = Trackers(self.config.journal.trackers, self.run, settings, step, self.say)
         self._board = SummaryWriter(str(self.run / "tensorboard"), purge_step=step + 1 if step else None)
@@ -96,8 +104,10 @@ class Journal:
 
     def add_checkpoint(self, step: int, accuracy: float | None, write: Callable[[Path], None]) -> None:
         """A checkpoint of the step, written by `write`. What it stands behind is on the disk before it."""
-        os.fsync(self._metrics.fileno())
-        folder = self.snapshots.create(step, self.config.learner.ranks, accuracy, write)
+        self._writer.check()
+        with disk_failure(self.run):
+            os.fsync(self._metrics.fileno())
+            folder = self.snapshots.create(step, self.config.learner.ranks, accuracy, write)
         self.say(f"checkpoint {folder}")
 
     def say(self, line: str) -> None:
@@ -105,7 +115,12 @@ class Journal:
         self._progress.say(line)
 
     def write(self, metrics: dict[str, Any], experience: Experience | None = None) -> None:
-        """One step's metrics to every reader, and its samples when they are due. Raises RunError if the disk fails."""
+        """One step's metrics to every reader, and its samples when they are due.
+
+        Raises RunError if the disk fails, or another process has taken the folder over.
+        """
+        self._writer.check()
+        self._names.check(metrics)
         if shutil.disk_usage(self.run).free < LEAST_FREE_BYTES:  # TensorBoard's own thread would die with a traceback
             raise RunError(f"journal: {self.run}: No space left on device: free the disk, then --resume")
         try:
@@ -133,7 +148,7 @@ class Journal:
             if self.config.journal.images_every and step % self.config.journal.images_every in (0, 1):
                 grid = image_grid(experience)
                 self._board.add_image("samples", grid, step, dataformats="HWC")
-                self._trackers.images("samples", grid, step)
+                self._trackers.images(GRID, grid, step)
         self._progress.show(metrics)
 
     def _histograms(self, metrics: dict[str, Any], experience: Experience, step: int) -> None:
@@ -164,7 +179,8 @@ class Journal:
             advantages=experience.advantages,
             semantic_advantages=experience.semantic_advantages,
         )
-        pq.write_table(table, self.run / "rollouts" / f"step_{step:06d}.parquet", compression="zstd")
+        with whole_file(self.run / "rollouts" / f"step_{step:06d}.parquet") as file:
+            pq.write_table(table, file, compression="zstd")
 
     def __enter__(self) -> Self:
         return self
@@ -175,6 +191,7 @@ class Journal:
             for sink in (self._board, self._trackers, self._metrics):
                 with suppress(OSError):  # a full disk has been told already
                     sink.close()
+        self._writer.release()
 
 
 def image_grid(experience: Experience, groups: int = 4, tile: int = 120, text: int = 60) -> np.ndarray:

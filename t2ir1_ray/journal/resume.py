@@ -4,38 +4,39 @@ import hashlib
 import json
 import signal
 import threading
-from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
 from t2ir1_ray.config import Config
-from t2ir1_ray.config.rules import leaves
+from t2ir1_ray.config.resuming import Change, differences
 from t2ir1_ray.errors import UserError
+from t2ir1_ray.storage import write_whole
 
 INPUTS = "inputs.json"
 ROLLOUTS_S = 10
 """How long a run that was asked to end waits for steps ahead of the learner: spot instances leave it 30 s in all."""
-FREE_SECTIONS = ("cluster", "journal")
-FREE_KEYS = ("rollout.actors", "learner.ranks")
-FREE_PARTS = ("num_gpus", "num_cpus", "replicas", "runtime_env")
-"""What may change when a run goes on: where things run and what is written down, nothing that its figures depend on."""
 
 
 def record_inputs(run: Path, config: Config) -> None:
     """Remember the contents of the prompt files."""
-    (run / INPUTS).write_text(json.dumps(_inputs(config), indent=1) + "\n")
+    write_whole(run / INPUTS, json.dumps(_inputs(config), indent=1) + "\n")
 
 
-def check_unchanged(run: Path, stored: Config, config: Config) -> None:
-    """Raises UserError with every difference that would change the figures of the run that goes on."""
-    before, now = dict(leaves(asdict(stored))), dict(leaves(asdict(config)))
-    changes = [
-        f"{key}: {before.get(key)!r:.80} is now {now.get(key)!r:.80}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not _free(key)
-    ]
-    known = _known(run)
+def check_unchanged(run: Path, stored: Config, config: Config, force: bool) -> None:
+    """Raises UserError with every difference that keeps the run from going on: see the table in `config.resuming`.
+
+    force: what the figures depend on may have changed, but not what a checkpoint's state is made of.
+    """
+    found = differences(stored, config)
+    if found[Change.FIXED]:
+        raise UserError(
+            f"--resume: the checkpoints of {run} are of another run ({'; '.join(found[Change.FIXED])}): undo it, "
+            "or begin a new run"
+        )
+    if force:
+        return
+    changes, known = found[Change.FORCED], _known(run)
     changes += [
         f"{path}: other contents than before" for path, sha in _inputs(config).items() if known.get(path) != sha
     ]
@@ -53,10 +54,6 @@ def _known(run: Path) -> dict[str, Any]:
     if not isinstance(known, dict):
         raise UserError(f"--resume: {run / INPUTS} is no JSON object: restore it, or add --force")
     return known
-
-
-def _free(key: str) -> bool:
-    return key.split(".")[0] in FREE_SECTIONS or key in FREE_KEYS or not set(key.split(".")).isdisjoint(FREE_PARTS)
 
 
 def _inputs(config: Config) -> dict[str, str]:

@@ -5,6 +5,8 @@ policy version, collect a step, evaluate. So a step's samples come from one know
 sync and async runs differ only in how far ahead steps are asked for.
 """
 
+import hashlib
+import json
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -18,6 +20,7 @@ import pyarrow as pa
 from actors.cluster import Cluster, Published, ScoredGroup
 from actors.sampling import Sampling
 from t2ir1_ray.config import Config
+from t2ir1_ray.config.resuming import fingerprint
 from t2ir1_ray.loop.experience import has_signal
 from t2ir1_ray.loop.in_flight import read_steps, write_step
 from t2ir1_ray.loop.timeline import Timeline
@@ -80,17 +83,22 @@ class Collector:
         wait(ahead.values(), timeout_s)
         for step, future in ahead.items():
             if future.done() and not future.exception():  # what went wrong is raised when it is the step's turn
-                write_step(folder, step, future.result().groups, future.result().replaced)
+                write_step(folder, step, future.result().groups, future.result().replaced, self._made_by())
 
     def restore_in_flight(self, folder: Path) -> None:
-        """Take up the steps that `save_in_flight` put into a checkpoint."""
-        for step, (groups, replaced) in read_steps(folder).items():
+        """Take up the steps that `save_in_flight` put into a checkpoint, if these settings and prompts made them."""
+        for step, (groups, replaced) in read_steps(folder, self._made_by()).items():
             version = min(group.rollouts.policy_version.min() for group in groups)
             if step - 1 - version > self.ahead:
                 self.stale += sum(len(group.rollouts) for group in groups)
             else:
                 self._steps[step] = Future()
                 self._steps[step].set_result(Collected(groups, replaced))
+
+    def _made_by(self) -> str:
+        """Names what experience depends on beside policy and step."""
+        prompts = hashlib.sha256(json.dumps(self.prompts.to_pylist()).encode()).hexdigest()[:16]
+        return f"{fingerprint(self.config)} {prompts}"
 
     def _push(self, weights: Published) -> None:
         with self.timeline("load", weights.version):

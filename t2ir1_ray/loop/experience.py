@@ -11,6 +11,7 @@ from rewards.base import ExpertScores
 from rewards.ensemble import combine, insight
 from t2ir1_ray.config import Config
 from t2ir1_ray.errors import RunError
+from t2ir1_ray.records.names import part
 from t2ir1_ray.records.schema import LearnerBatch, ReferenceLogprobs, Rollouts
 
 
@@ -69,9 +70,9 @@ def assemble(groups: Sequence[ScoredGroup], config: Config) -> Experience:
         "samples/dropped": float((~keep).sum()),
         "groups/dropped": float(len(groups) - len(np.unique(index[keep]))),
         "plan/length": float(np.mean([len(ids) for ids in rollouts.semantic_ids])),
-        "plan/truncated": float(np.mean([len(ids) == config.policy.max_plan_tokens for ids in rollouts.semantic_ids])),
+        "plan/truncated": float(rollouts.plan_truncated.mean()),
         **{f"reward/{name}": _mean(expert) for name, expert in scores.items()},
-        **{f"expert/{key}": value for key, value in insight(scores, index, task_types).items()},
+        **_insight(scores, index, task_types),
     }
     prompts = [str(groups[i].prompt["prompt"]) for i in index]
     return Experience(rollouts, prompts, task_types, scores, rewards, semantic_advantages, advantages, batch, metrics)
@@ -156,6 +157,12 @@ def _concat(parts: Sequence[ExpertScores]) -> ExpertScores:
         [status for part in parts for status in part.status],
         [error for part in parts for error in part.errors],
     )
+
+
+def _insight(scores: dict[str, ExpertScores], index: np.ndarray, task_types: Sequence[str]) -> dict[str, float]:
+    """`insight` under names of metrics: task types may hold anything, and pairs of experts are joined by a dot."""
+    found = insight(scores, index, [part(task) for task in task_types])
+    return {f"expert/{key.replace('~', '.')}": value for key, value in found.items()}
 
 
 def _mean(scores: ExpertScores) -> float:

@@ -15,6 +15,7 @@ from actors.cluster import Cluster
 from actors.sampling import Sampling
 from t2ir1_ray.config import Config
 from t2ir1_ray.errors import UserError
+from t2ir1_ray.records.names import part
 from t2ir1_ray.records.schema import Rollouts
 from t2ir1_ray.shapes.verify import image_follows_plan, verify_image, verify_plan
 
@@ -47,7 +48,7 @@ class HeldOut:
             "heldout/plan_accuracy": float(sampled["plan"].mean()),
             "heldout/image_follows_plan": float(sampled["follows"].mean()),
             "time/heldout_s": time.perf_counter() - begin,
-            **{f"heldout/task/{task}": float(np.mean(rights)) for task, rights in sorted(by_task.items())},
+            **{f"heldout/task/{part(task)}": float(np.mean(rights)) for task, rights in sorted(by_task.items())},
         }
 
     def _judge(self, cluster: Cluster, temperature: float) -> dict[str, np.ndarray]:

@@ -15,24 +15,27 @@ FOLDER = "in_flight"
 """Subfolder of a checkpoint, with one Arrow stream per step and one batch per group in it."""
 
 
-def write_step(folder: Path, step: int, groups: Sequence[ScoredGroup], replaced: int) -> None:
-    """groups: at least one, as they were scored; replaced: see `Collected`."""
+def write_step(folder: Path, step: int, groups: Sequence[ScoredGroup], replaced: int, made_by: str) -> None:
+    """groups: at least one, as they were scored; replaced: see `Collected`; made_by: names settings and prompts."""
     file = folder / FOLDER / f"step_{step:06d}.arrow"
     file.parent.mkdir(exist_ok=True)
     batches = [_encode(group) for group in groups]
-    schema = batches[0].schema.with_metadata({"replaced": str(replaced)})
+    schema = batches[0].schema.with_metadata({"replaced": str(replaced), "made_by": made_by})
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
 
 
-def read_steps(folder: Path) -> dict[int, tuple[list[ScoredGroup], int]]:
-    """What `write_step` left in a checkpoint: step -> its arguments."""
+def read_steps(folder: Path, made_by: str) -> dict[int, tuple[list[ScoredGroup], int]]:
+    """What `write_step` left in a checkpoint: step -> (groups, replaced). What other settings made is left out: a run
+    that goes on with changed ones samples those steps again."""
     found = {}
     for file in sorted((folder / FOLDER).glob("step_*.arrow")):
         with pa.OSFile(str(file)) as source, pa.ipc.open_stream(source) as reader:
-            groups = [_decode(batch) for batch in reader]
-            found[int(file.stem.removeprefix("step_"))] = groups, int(reader.schema.metadata[b"replaced"])
+            about = reader.schema.metadata
+            if about.get(b"made_by", b"").decode() == made_by:
+                groups = [_decode(batch) for batch in reader]
+                found[int(file.stem.removeprefix("step_"))] = groups, int(about[b"replaced"])
     return found
 
 

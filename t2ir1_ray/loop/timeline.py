@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from t2ir1_ray.storage import write_whole
+
 
 class _Event(NamedTuple):
     phase: str
@@ -55,4 +57,4 @@ class Timeline:
             }
             for event in self._events
         ]
-        path.write_text(json.dumps({"traceEvents": events}))
+        write_whole(path, json.dumps({"traceEvents": events}))

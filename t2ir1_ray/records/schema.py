@@ -101,6 +101,7 @@ class Rollouts(Record):
     semantic_prompt_ids: list[np.ndarray] = _ragged(pa.int32())  # prompt of the plan
     semantic_ids: list[np.ndarray] = _ragged(pa.int32())  # the plan, up to and including the end token if it came
     semantic_logprobs: list[np.ndarray] = _ragged(pa.float32())  # under the sampling policy
+    plan_truncated: np.ndarray = _scalars(pa.bool_())  # (N,) the plan was cut off before its end token
     plan: list[str] = _scalars(pa.string())
     image_prompt_ids: list[np.ndarray] = _ragged(pa.int32())  # ends with <begin_of_image>
     image_ids: np.ndarray = _fixed(pa.int32())  # (N, I)
@@ -231,6 +232,8 @@ def _encode_fixed(values: np.ndarray, kind: pa.DataType) -> pa.Array:
 def _decode_scalars(column: pa.Array) -> Any:
     if pa.types.is_string(column.type):
         return column.to_pylist()
+    if pa.types.is_boolean(column.type):  # bits in Arrow, bytes in numpy
+        return column.to_numpy(zero_copy_only=False)
     if column.null_count:
         return column.to_numpy(zero_copy_only=False).astype(column.type.to_pandas_dtype())
     return column.to_numpy(zero_copy_only=True)

@@ -46,7 +46,7 @@ def charts(runs: Sequence[Run]) -> list[Chart]:
             _named([key for key in known if key.startswith("heldout/task/")], "heldout/task/"),
             percent=True,
         ),
-        Chart("KL", "to the starting policy, per token", [("kl", "all"), *_segments("kl")]),
+        Chart("KL", "to the starting policy, per token", [("kl", "all"), *_segments("segment_kl")]),
         Chart("Entropy", "nats per token", _segments("entropy")),
         Chart("Time per phase", "seconds", [(k, k[5:].removesuffix("_s")) for k in times], stacked=True),
         Chart("Throughput", "images per second of the rollout phase", [("rollout/images_per_s", "images/s")]),

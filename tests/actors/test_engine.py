@@ -54,6 +54,23 @@ def test_plans_have_transformers_logprobs_and_stop_at_the_end_token(engine: Text
         assert logits[len(prompt) - 1 : -1].argmax(-1).tolist() == plan.ids.tolist()
 
 
+def test_a_plan_that_ends_by_itself_at_the_limit_is_not_cut_off(engine: TextEngine) -> None:
+    """The last token of a plan that was cut off, if it is its first of that kind, is made the end token."""
+    engine.take_weights(tiny_model().state_dict())
+    seeds = range(64)
+    prompts = [PROMPTS[0]] * len(seeds)
+    unending = engine.generate(prompts, seeds, temperature=1.0, eos_id=EOS)
+    assert all(plan.truncated == (plan.ids[-1] != EOS) for plan in unending)
+    fitting = [seed for seed, p in zip(seeds, unending, strict=True) if p.truncated and p.ids[-1] not in p.ids[:-1]]
+    assert len(fitting) > 1
+    for seed in fitting[:4]:
+        cut = unending[seed].ids
+        (whole,) = engine.generate(prompts[:1], [seed], temperature=1.0, eos_id=int(cut[-1]))
+        assert whole.ids.tolist() == cut.tolist()
+        assert len(whole.ids) == 32
+        assert not whole.truncated
+
+
 def test_a_sample_depends_on_its_seed_only(engine: TextEngine) -> None:
     engine.take_weights(tiny_model().state_dict())
     together = engine.generate(PROMPTS, seeds=[5, 6, 7, 8], temperature=1.0, eos_id=EOS)

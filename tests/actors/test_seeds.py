@@ -2,7 +2,7 @@
 
 from itertools import product
 
-from actors.rollout import Sampling, sample_seed
+from actors.sampling import Sampling, sample_seed
 
 
 def sampling(seed: int, stream: str) -> Sampling:

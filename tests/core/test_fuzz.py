@@ -14,14 +14,8 @@ from tests import fuzz
 @pytest.mark.parametrize(
     ("name", "count"),
     [
-        ("prompts", 300),
-        ("config", 25),
-        ("checkpoint", 20),
-        ("benchmark", 150),
-        ("texts", 200),
-        ("names", 200),
-        ("images", 200),
-        ("run", 60),
+        *[("prompts", 300), ("config", 25), ("checkpoint", 20), ("benchmark", 150), ("run", 60)],
+        *[("texts", 200), ("names", 200), ("images", 200), ("writer", 150), ("resume", 15), ("metrics", 300)],
     ],
 )
 def test_the_fuzzer_is_deterministic_and_finds_nothing(name: str, count: int, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ def rollouts(draw: st.DrawFn) -> Rollouts:
         semantic_prompt_ids=draw(vectors(n, np.int32, IDS)),
         semantic_ids=draw(vectors(n, np.int32, IDS)),
         semantic_logprobs=draw(vectors(n, np.float32, FLOATS)),
+        plan_truncated=draw(hnp.arrays(bool, n)),
         plan=draw(st.lists(TEXT, min_size=n, max_size=n)),
         image_prompt_ids=draw(vectors(n, np.int32, IDS)),
         image_ids=draw(matrix(n, tokens, np.int32, IDS)),
@@ -121,7 +122,8 @@ def test_pixels_are_read_without_a_copy() -> None:
     column = Scores(np.zeros(2, np.float32), ["ok"] * 2, [None] * 2)
     record = Rollouts(
         ["a", "b"], np.zeros(2, np.int32), np.zeros(2, np.int32), np.zeros(2, np.int64),
-        *[[np.zeros(1, np.int32)] * 2] * 2, [np.zeros(1, np.float32)] * 2, ["", ""], [np.zeros(1, np.int32)] * 2,
+        *[[np.zeros(1, np.int32)] * 2] * 2, [np.zeros(1, np.float32)] * 2, np.zeros(2, bool), ["", ""],
+        [np.zeros(1, np.int32)] * 2,
         np.zeros((2, 3), np.int32), np.zeros((2, 3), np.float32), pixels,
     )  # fmt: skip
     batch = record.to_arrow()

@@ -23,7 +23,11 @@ from tests.ports import free_port
 
 @dataclass(frozen=True)
 class Scenario:
-    """Train on the first `steps` batches; `resume_after`: save then, and go on in a new learner that loads."""
+    """Train on the first `steps` batches; `resume_after`: save then, and go on in a new learner that loads.
+
+    `planned`: steps that the schedules of the learner before the resume were made for, if not `steps`; `changed`:
+    settings that the resumed one has instead of those in `learner`.
+    """
 
     name: str
     steps: int
@@ -31,12 +35,15 @@ class Scenario:
     on_policy: bool = True
     guidance: float = 1.0
     resume_after: int | None = None
+    planned: int | None = None
+    changed: dict[str, Any] = field(default_factory=dict)
     first_shard: int | None = None  # samples of rank 0; the others share the rest equally
 
 
 @dataclass(frozen=True)
 class Result:
     metrics: list[list[dict[str, float]]] = field(default_factory=list)  # [rank][step]
+    settings: dict[str, Any] = field(default_factory=dict)  # of rank 0's optimizer at the end
     state: dict[str, torch.Tensor] = field(default_factory=dict)
     exported: Path = Path()
 
@@ -63,7 +70,8 @@ def run_ranks(
 
 def _result(folder: Path, world: int) -> Result:
     metrics = [json.loads((folder / f"metrics-{rank}.json").read_text()) for rank in range(world)]
-    return Result(metrics, torch.load(folder / "state.pt", weights_only=True), folder / "exported")
+    settings = json.loads((folder / "settings.json").read_text())
+    return Result(metrics, settings, torch.load(folder / "state.pt", weights_only=True), folder / "exported")
 
 
 def _write(path: Path, batch: pa.RecordBatch) -> None:
@@ -89,21 +97,21 @@ def _run(scenario: Scenario, folder: Path, policy: str, rank: int, world: int) -
             config["zero_optimization"]["stage3_param_persistence_threshold"] = 100
             return config
 
-    def connected() -> Partitioning:
-        config = LearnerConfig(**scenario.learner)
-        options = {"guidance": scenario.guidance, "steps": scenario.steps}
+    def connected(steps: int, settings: dict[str, Any]) -> Partitioning:
+        config = LearnerConfig(**scenario.learner | settings)
+        options = {"guidance": scenario.guidance, "steps": steps}
         learner = Partitioning(PolicyConfig(path=policy), config, rank, world, **options)
         learner.join_ranks(*_meeting_place(folder / "address.json", learner), timeout_s=60)
         return learner
 
     out = folder / scenario.name
     out.mkdir(exist_ok=True)
-    learner = connected()
+    learner = connected(scenario.planned or scenario.steps, {})
     metrics = []
     for step in range(scenario.steps):
         if step == scenario.resume_after:
             learner.save_state(out / "saved")
-            learner = connected()
+            learner = connected(scenario.steps, scenario.changed)
             learner.restore_state(out / "saved")
         with pa.OSFile(str(folder / f"{step}.arrow")) as source:
             batch = LearnerBatch.from_arrow(pa.ipc.open_stream(source).read_next_batch())
@@ -113,6 +121,9 @@ def _run(scenario: Scenario, folder: Path, policy: str, rank: int, world: int) -
     state = learner.trainable_state()
     if state is not None:
         torch.save(state, out / "state.pt")
+        (group,) = learner.engine.optimizer.param_groups
+        found = {key: group[key] for key in ("betas", "weight_decay")} | {"clip": learner.engine.optimizer.clip_grad}
+        (out / "settings.json").write_text(json.dumps(found))
 
 
 def _meeting_place(file: Path, learner: Any) -> tuple[str, int]:

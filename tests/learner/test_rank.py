@@ -23,6 +23,16 @@ STEPS = 10
 BASE = {"dtype": "float32", "learning_rate": RATE, "beta": BETA, "gradient_checkpointing": False}
 
 
+CHANGED = {
+    "learning_rate": RATE / 10,
+    "lr_schedule": "cosine",
+    "warmup_steps": 0,
+    "betas": (0.5, 0.6),
+    "weight_decay": 0.25,
+    "max_grad_norm": 0.125,
+    "beta": 3 * BETA,
+    "beta_schedule": "cosine",
+}
 LORA = {"lora_rank": 4, "lora_alpha": 8.0}
 
 
@@ -41,6 +51,17 @@ ONE_RANK = [
     scenario("zero1, LoRA", 1, 150, learner=LORA),
     scenario("zero2, guided", 2, 150, guidance=2.0),
     scenario("zero1, schedules", 1, 10_000, learner={"lr_schedule": "cosine", "beta_schedule": "linear"}),
+    scenario(
+        "zero1, extended",
+        1,
+        10_000,
+        resume_after=4,
+        planned=4,
+        learner={"lr_schedule": "linear", "beta_schedule": "linear"},
+    ),
+    scenario("zero2, changed", 2, 10_000, resume_after=3, changed=CHANGED),
+    scenario("zero3, changed", 3, 10_000, resume_after=3, changed=CHANGED, learner={"warmup_steps": 6}),
+    scenario("bfloat16, zero1, changed", 1, 10_000, resume_after=3, changed=CHANGED, learner={"dtype": "bfloat16"}),
     *(scenario(f"bfloat16, zero{stage}", stage, 150, learner={"dtype": "bfloat16"}) for stage in (1, 2, 3)),
 ]
 TWO_RANKS = [
@@ -141,6 +162,23 @@ def test_a_resumed_run_is_the_uninterrupted_run(results: dict[str, Result]) -> N
     assert all(torch.equal(resumed.state[name], tensor) for name, tensor in whole.state.items())
 
 
+def test_an_extended_run_follows_the_schedule_of_its_new_length(results: dict[str, Result]) -> None:
+    steps = results["zero1, extended"].metrics[0]
+    before = [1 - step / 4 for step in range(4)]
+    after = [1 - step / STEPS for step in range(4, STEPS)]
+    assert [step["lr"] for step in steps] == pytest.approx([RATE * part for part in before + after])
+    assert [step["beta"] for step in steps] == pytest.approx([BETA * part for part in before + after])
+
+
+@pytest.mark.parametrize("name", ["zero2, changed", "zero3, changed", "bfloat16, zero1, changed"])
+def test_what_the_configuration_says_beats_what_a_checkpoint_holds(name: str, results: dict[str, Result]) -> None:
+    result = results[name]
+    cosine = [(1 + np.cos(np.pi * step / STEPS)) / 2 for step in range(3, STEPS)]
+    assert [step["lr"] for step in result.metrics[0]][3:] == pytest.approx([RATE / 10 * part for part in cosine])
+    assert [step["beta"] for step in result.metrics[0]][3:] == pytest.approx([3 * BETA * part for part in cosine])
+    assert result.settings == {"betas": [0.5, 0.6], "weight_decay": 0.25, "clip": 0.125}
+
+
 def test_warm_up_starts_above_zero_and_ends_at_the_full_rate(results: dict[str, Result]) -> None:
     rates = [step["lr"] for step in results["zero1, warm-up"].metrics[0]]
     assert rates == pytest.approx([RATE / 3, 2 * RATE / 3, *[RATE] * (STEPS - 2)])
@@ -187,7 +225,7 @@ def test_metrics_tell_learner_and_sampler_apart(results: dict[str, Result], batc
         assert histogram.sum() == {"semantic": plan_tokens, "image": image_tokens}[kind]
         inside = [-0.2 <= low < high <= 0.2 for low, high in pairwise([-np.inf, *RATIO_EDGES, np.inf])]
         assert histogram[inside].sum() / histogram.sum() == pytest.approx(0.68, abs=0.1)  # within one sigma
-    both = metrics["kl/semantic"] * plan_tokens + metrics["kl/image"] * image_tokens
+    both = metrics["segment_kl/semantic"] * plan_tokens + metrics["segment_kl/image"] * image_tokens
     assert metrics["kl"] == pytest.approx(both / metrics["tokens"])
     singly = dict(results["zero2, sample by sample"].metrics[0][0])
     for kind in ("semantic", "image"):

@@ -38,6 +38,7 @@ def samples(step: int, prompts: list[int], group: int, edge: int, seed: int) -> 
         semantic_prompt_ids=ids,
         semantic_ids=ids,
         semantic_logprobs=[np.zeros(3, np.float32)] * n,
+        plan_truncated=np.zeros(n, bool),
         plan=[f"plan {i} of step {step}: {PROMPTS[p % len(PROMPTS)]}" for i, p in enumerate(which)],
         image_prompt_ids=ids,
         image_ids=np.zeros((n, 4), np.int32),
@@ -75,8 +76,8 @@ def write_run(
     for step in range(1, steps + 1):
         drawn = [((step - 1) * prompts + i) % pool for i in range(prompts)]
         pq.write_table(samples(step, drawn, group, edge, seed), folder / "rollouts" / f"step_{step:06d}.parquet")
-        metrics = {"step": step, "loss": None if step == 2 else -0.1, "kl": step / 100, "kl/semantic": 0.1}
-        metrics |= {"kl/image": 0.2, "entropy/semantic": 1.0, "entropy/image": 2.0, "reward/mean": step / steps}
+        metrics = {"step": step, "loss": None if step == 2 else -0.1, "kl": step / 100, "segment_kl/semantic": 0.1}
+        metrics |= {"segment_kl/image": 0.2, "entropy/semantic": 1.0, "entropy/image": 2.0, "reward/mean": step / steps}
         metrics |= {"reward/hps": 0.5, "reward/<b>orm</b>": 0.4, "reward/std": 0.1, "reward/zero_std_groups": 0.3}
         metrics |= {f"time/{phase}_s": 0.5 for phase in ("rollout", "score", "learn", "publish")}
         metrics |= {"time/step_s": 2.0, "rollout/images_per_s": 90.0, "staleness": 0.0}

@@ -28,7 +28,7 @@ def ahead(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_samples_are_as_old_as_they_may_be_and_no_older(ahead: Path, whole: Path) -> None:
     found = metrics(ahead)
     assert [line["staleness"] for line in found[1:]] == [0, 1, *[AHEAD] * (STEPS - 2)]
-    assert {line["staleness/dropped"] for line in found[1:]} == {0}
+    assert {line["samples/stale"] for line in found[1:]} == {0}
     assert found[1]["reward/mean"] == metrics(whole)[1]["reward/mean"]  # the first step is the same in both modes
     drift = [line["mismatch/image_kl"] for line in found[1:]]
     assert drift[0] < 1e-6 < min(drift[1:])

@@ -76,6 +76,7 @@ def score(pool: Pool, timeout_s: float = 60) -> Scores:
         semantic_prompt_ids=ids,
         semantic_ids=ids,
         semantic_logprobs=values,
+        plan_truncated=np.zeros(4, bool),
         plan=[""] * 4,
         image_prompt_ids=ids,
         image_ids=np.zeros((4, 36), np.int32),
