@@ -103,7 +103,8 @@ def _opened(name: str, folder: Path, dtype: str) -> Expert:
 def _random_pretrained(model_class: Any, path: str, device: str, dtype: str, **options: Any) -> torch.nn.Module:
     config = options.get("config") or model_class.config_class.from_pretrained(path)
     with drawn(getattr(torch, dtype)):
-        return model_class(config).requires_grad_(False).eval()
+        model = model_class(config)
+    return model.to(device).requires_grad_(False).eval()  # GroundingDINO makes a parameter on the CPU whatever is set
 
 
 def _random_clip(path: str, arch: str, device: str, dtype: str) -> tuple[torch.nn.Module, Any]:
