@@ -27,8 +27,10 @@ def write_step(folder: Path, step: int, groups: Sequence[ScoredGroup], replaced:
 
 
 def read_steps(folder: Path, made_by: str | None = None) -> dict[int, tuple[list[ScoredGroup], int]]:
-    """What `write_step` left in a checkpoint: step -> (groups, replaced). What other settings than `made_by` made is left
-    out, if they are given: a run that goes on with changed ones samples those steps again."""
+    """What `write_step` left in a checkpoint: step -> (groups, replaced).
+
+    made_by: what was made otherwise is left out: a run that goes on with changed settings samples those steps again.
+    """
     found = {}
     for file in sorted((folder / FOLDER).glob("step_*.arrow")):
         with pa.OSFile(str(file)) as source, pa.ipc.open_stream(source) as reader:
