@@ -23,7 +23,7 @@ def record_inputs(run: Path, config: Config) -> None:
     write_whole(run / INPUTS, json.dumps(_inputs(config), indent=1) + "\n")
 
 
-def check_unchanged(run: Path, stored: Config, config: Config, force: bool) -> None:
+def check_unchanged(run: Path, stored: Config, config: Config, force: bool = False) -> None:
     """Raises UserError with every difference that keeps the run from going on: see the table in `config.resuming`.
 
     force: what the figures depend on may have changed, but not what a checkpoint's state is made of.

@@ -26,14 +26,16 @@ def write_step(folder: Path, step: int, groups: Sequence[ScoredGroup], replaced:
             writer.write_batch(batch)
 
 
-def read_steps(folder: Path, made_by: str) -> dict[int, tuple[list[ScoredGroup], int]]:
-    """What `write_step` left in a checkpoint: step -> (groups, replaced). What other settings made is left out: a run
-    that goes on with changed ones samples those steps again."""
+def read_steps(folder: Path, made_by: str | None = None) -> dict[int, tuple[list[ScoredGroup], int]]:
+    """What `write_step` left in a checkpoint: step -> (groups, replaced).
+
+    made_by: what was made otherwise is left out: a run that goes on with changed settings samples those steps again.
+    """
     found = {}
     for file in sorted((folder / FOLDER).glob("step_*.arrow")):
         with pa.OSFile(str(file)) as source, pa.ipc.open_stream(source) as reader:
             about = reader.schema.metadata
-            if about.get(b"made_by", b"").decode() == made_by:
+            if made_by in (None, about.get(b"made_by", b"").decode()):
                 groups = [_decode(batch) for batch in reader]
                 found[int(file.stem.removeprefix("step_"))] = groups, int(about[b"replaced"])
     return found
