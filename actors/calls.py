@@ -66,7 +66,7 @@ def explain(error: RayError, who: str, what: str) -> UserError | RunError:
             return UserError(str(error.cause))
         if isinstance(error.cause, RunError):
             return RunError(f"{who}: {error.cause}")
-        return RunError(f"{who}: {what} failed: {reason_in(error.traceback_str) or reason(error.cause)}")
+        return RunError(f"{who}: {what} failed: {reason_in(str(error)) or reason(error.cause)}")
     said = reason_in(str(error))  # what a constructor has raised stands in the text of its actor's death only
     if said is None:
         death = isinstance(error, ActorDiedError)

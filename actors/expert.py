@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from actors.startup import uncollected
+from actors.startup import take_device, uncollected
 from rewards.base import check_finite
 from rewards.experts import load_expert
 from t2ir1_ray.records.schema import Rollouts, Scores
@@ -16,10 +16,7 @@ class ExpertActor:
 
     def __init__(self, kind: str, path: str, dtype: str, batch_size: int, options: dict[str, Any]):
         with uncollected():
-            import torch
-
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            self.expert = load_expert(kind, path, device=device, dtype=dtype, batch_size=batch_size, **options)
+            self.expert = load_expert(kind, path, device=take_device(), dtype=dtype, batch_size=batch_size, **options)
 
     def score(self, rollouts: pa.RecordBatch, prompts: list[dict[str, Any]]) -> pa.RecordBatch:
         """`Scores` of a `Rollouts` batch. `prompts`: the prompt rows of its samples' prompts, by prompt_id."""

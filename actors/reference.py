@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from actors.startup import uncollected
+from actors.startup import take_device, uncollected
 from t2ir1_ray.config import PolicyConfig
 from t2ir1_ray.records.schema import ReferenceLogprobs, Rollouts
 
@@ -16,12 +16,9 @@ class ReferenceActor:
         self.temperature = temperature
         self.guidance = guidance
         with uncollected():
-            import torch
-
             from t2ir1_ray.janus.policy import PromptFormat, load_model, load_tokenizer
 
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            self.model = load_model(policy.path, policy.dtype, device).requires_grad_(False)
+            self.model = load_model(policy.path, policy.dtype, take_device()).requires_grad_(False)
             self.pad_id = PromptFormat(load_tokenizer(policy.path), policy).pad_id if guidance != 1.0 else None
 
     def logprobs(self, rollouts: pa.RecordBatch) -> pa.RecordBatch:

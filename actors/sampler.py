@@ -10,6 +10,7 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from actors.image_decoder import ImageDecoder, to_pixels
 from actors.sampling import Sampling, sample_seed
+from actors.startup import take_device
 from actors.text_engine import Plan, TextEngine
 from t2ir1_ray.config import PolicyConfig, RolloutConfig
 from t2ir1_ray.janus import policy as janus
@@ -27,7 +28,7 @@ class Sampler:
 
     def __init__(self, policy: PolicyConfig, rollout: RolloutConfig, awaits_weights: bool = True):
         """`awaits_weights=False`: the checkpoint itself is the policy, as version 0; no push is needed."""
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = take_device()
         config = janus.load_config(policy.path)
         self.format = janus.PromptFormat(janus.load_tokenizer(policy.path), policy)
         num_tokens, _ = janus.image_size(config)

@@ -115,7 +115,9 @@ class LearnerRank:
             MASTER_ADDR=host,
             MASTER_PORT=str(port),
         )
-        if not cuda:
+        if cuda:
+            torch.backends.cuda.enable_cudnn_sdp(False)  # seconds for every new shape, see tests/gpu/learner.py
+        else:
             os.environ["DS_ACCELERATOR"] = "cpu"
         import deepspeed  # here, not above: it reads DS_ACCELERATOR, and importing it takes seconds
 

@@ -91,7 +91,7 @@ def checkpoint_config(checkpoint: str | None, name: str | None, overrides: Seque
     config = configuration.load(name or "shapes", overrides)
     config.rollout.weight_transfer = "object_store"  # nothing is transferred: no NCCL group is waited for
     if checkpoint is not None:
-        config.policy.path = checkpoint
+        config.policy.path = configuration.everywhere(checkpoint)
     from t2ir1_ray.fitting.limits import check_limits
     from t2ir1_ray.janus.policy import checked_tensors, load_config
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from actors.expert import ExpertActor
+from actors.startup import take_device, uncollected
 from rewards.detection import suppress
 from rewards.experts import BAD_CHECKPOINT
 from t2ir1_ray.benchmarks.base import Found
@@ -25,13 +25,13 @@ class WitnessActor(ExpertActor):
         if kind not in OWN_KINDS:
             super().__init__(kind, path, dtype, batch_size, options)
             return
-        from t2ir1_ray.benchmarks.clip import Clip
-        from t2ir1_ray.benchmarks.mask2former import Mask2Former
+        with uncollected():
+            from t2ir1_ray.benchmarks.clip import Clip
+            from t2ir1_ray.benchmarks.mask2former import Mask2Former
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             model_class = {"mask2former": Mask2Former, "clip": Clip}[kind]
-            self.expert = model_class(path, device=device, dtype=dtype, batch_size=batch_size, **options)
+            self.expert = model_class(path, device=take_device(), dtype=dtype, batch_size=batch_size, **options)
         except BAD_CHECKPOINT as error:
             raise UserError(f"expert {kind}: {path}: {' '.join(str(error).split())[:300]}") from error
 

@@ -3,7 +3,7 @@
 `load` reads and checks one; every other module takes the sections that it needs.
 """
 
-from t2ir1_ray.config.loading import FILE, SHIPPED, load, save
+from t2ir1_ray.config.loading import FILE, SHIPPED, everywhere, load, save
 from t2ir1_ray.config.sections import (
     ClusterConfig,
     Config,
@@ -34,6 +34,7 @@ __all__ = [
     "RewardConfig",
     "RolloutConfig",
     "TrainConfig",
+    "everywhere",
     "load",
     "save",
 ]

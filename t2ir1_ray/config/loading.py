@@ -4,6 +4,7 @@
 """
 
 import difflib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -46,7 +47,18 @@ def load(name_or_path: str = "shapes", overrides: Sequence[str] = ()) -> Config:
             raise UserError(f"{one_line(min(missing))}: not set in {one_line(name_or_path)}: give it a value")
         config: Config = OmegaConf.to_object(merged)
         check(config)
+    for section in (config.policy, *config.experts.values()):
+        section.path = everywhere(section.path)
     return config
+
+
+def everywhere(path: str) -> str:
+    """A checkpoint's path as every process of a run understands it, for actors have working directories of their own.
+
+    Absolute if it exists here; a hub id, or a path that only other nodes have, is left alone.
+    """
+    local = os.path.expanduser(path)
+    return os.path.abspath(local) if os.path.exists(local) else path
 
 
 def save(config: Config, path: Path) -> None:

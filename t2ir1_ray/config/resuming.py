@@ -30,7 +30,7 @@ _TABLE = {
         Change.FIXED: "path",
         Change.FORCED: "dtype plan_system plan_template max_plan_tokens max_prompt_tokens",
     },
-    "data": {Change.FORCED: "prompts prompts_per_step"},
+    "data": {Change.FORCED: "prompts prompts_per_step too_long"},
     "rollout": {
         Change.FREE: "actors num_gpus num_cpus",
         Change.FORCED: "group_size images_per_plan prompts_per_call temperature guidance max_sequences kv_cache_gb "

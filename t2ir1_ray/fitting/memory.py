@@ -28,9 +28,9 @@ LIVE = 1_000_000_000
 """Parameters that ZeRO-3 holds gathered (`stage3_max_live_parameters`), and its `sub_group_size`."""
 CHUNK = 1 << 24
 """Logits in float32 at one time, as in learner/logprobs.py."""
-VQ_BATCH, VQ_MAPS = 64, 4
-"""Images that become pixels at once (actors/rollout.py), and feature maps of full size while they do: three were
-measured, one is for the convolution's workspace."""
+VQ_BATCH, VQ_MAPS = 64, 5
+"""Images that become pixels at once (actors/sampler.py), and feature maps of full size while they do: three on a CPU,
+five on an H200 with the convolution's workspace."""
 
 
 @dataclass(frozen=True)
