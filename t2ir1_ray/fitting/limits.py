@@ -19,7 +19,9 @@ def check_limits(config: Config, policy: JanusConfig) -> None:
     """Raises UserError with the fields, their values and the limit."""
     text, settings, rollout = policy.text_config, config.policy, config.rollout
     plan, image = settings.max_prompt_tokens + settings.max_plan_tokens, image_size(policy)[0]
-    asked = f"policy.max_prompt_tokens={settings.max_prompt_tokens} and max_plan_tokens={settings.max_plan_tokens}"
+    asked = (
+        f"policy.max_prompt_tokens={settings.max_prompt_tokens} and policy.max_plan_tokens={settings.max_plan_tokens}"
+    )
     if plan + image > text.max_position_embeddings:
         raise UserError(
             f"{asked}: with the {image} tokens of an image these are {plan + image}, the policy has "
