@@ -13,9 +13,9 @@ def connect(cluster: ClusterConfig) -> None:
 
     Does nothing where this process has a cluster already. Raises UserError with one line, whatever Ray has against it.
     """
+    address = joined_address(cluster)
     if ray.is_initialized():
         return
-    address = joined_address(cluster)
     local = (
         {}
         if address

@@ -145,6 +145,7 @@ def test_whatever_ray_raises_at_its_start_is_one_line(
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("ray.init", fail)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # other tests may have a cluster in this process
     with pytest.raises(UserError, match=r"^cluster.address: a local cluster does not start: [^\n]*$") as told:
         connect(config.ClusterConfig())
     assert words in str(told.value)
