@@ -83,13 +83,18 @@ def check_tokens(prompts: Sequence[str], form: "PromptFormat", config: Config, s
 
 
 def _room(config: Config) -> int:
-    """Tokens that an image prompt may have without its plan. Raises UserError for limits that the model cannot keep."""
-    from t2ir1_ray.fitting.limits import check_limits
+    """Tokens that an image prompt may have without its plan. Raises UserError if there is none, or none for plans."""
     from t2ir1_ray.janus.policy import image_size, load_config
 
-    janus = load_config(config.policy.path)
-    check_limits(config, janus)
-    return janus.text_config.max_position_embeddings - image_size(janus)[0] - config.policy.max_plan_tokens
+    janus, policy = load_config(config.policy.path), config.policy
+    positions, (image_tokens, _) = janus.text_config.max_position_embeddings, image_size(janus)
+    room = positions - image_tokens - policy.max_plan_tokens
+    if policy.max_prompt_tokens + policy.max_plan_tokens > positions or room < 1:
+        raise UserError(
+            f"policy.max_plan_tokens={policy.max_plan_tokens}: with policy.max_prompt_tokens={policy.max_prompt_tokens}"
+            f" or the {image_tokens} tokens of an image, more than the model's {positions} positions: lower them"
+        )
+    return room
 
 
 def _measure(prompts: Sequence[str], form: "PromptFormat", config: Config) -> np.ndarray:
