@@ -6,6 +6,7 @@ Paper: arXiv 2306.09341. Weights: `HPS_v2.1_compressed.pt` (ViT-H-14), which pla
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -14,7 +15,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from rewards.base import ExpertScores, Images, Row, index_of_each, score_in_batches
+from rewards.checkpoint import checkpoint_path
 from rewards.clip import load_clip
+from rewards.image_processor import check_normalisation
 
 
 class HpsExpert:
@@ -27,6 +30,7 @@ class HpsExpert:
         self, path: str, device: str = "cpu", dtype: str = "float32", arch: str = "ViT-H-14", batch_size: int = 32
     ) -> None:
         """path: `HPS_v2.1_compressed.pt` with its architecture `arch`, or a folder in open_clip's own layout."""
+        check_normalisation(Path(checkpoint_path(path)), open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
         self.model, self.tokenizer = load_clip(path, arch, device, dtype)
         self.device, self.dtype, self.batch_size = device, getattr(torch, dtype), batch_size
         size = self.model.visual.image_size

@@ -7,6 +7,7 @@ The official numbers come from PIL's resampling; the torchvision classes' differ
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,22 @@ def load_image_processor(processor_class: type, path: str, side: int | None = No
             f"{side} x {side}: correct size and crop_size"
         )
     return processor
+
+
+def check_normalisation(folder: Path, mean: Sequence[float], std: Sequence[float]) -> None:
+    """For experts with preprocessing of their own: raises UserError if the folder states another mean or deviation."""
+    for name in ("preprocessor_config.json", "processor_config.json", "open_clip_config.json"):
+        if not (folder / name).is_file():
+            continue
+        content = read_json(folder / name, FIELD)
+        stated = content.get("preprocess_cfg", content.get("image_processor", content))
+        for own, settings in ((mean, ("image_mean", "mean")), (std, ("image_std", "std"))):
+            for setting in settings:
+                if isinstance(stated, dict) and stated.get(setting) not in (None, own, list(own)):
+                    raise UserError(
+                        f"{FIELD}: {folder / name}: {setting} is {stated[setting]!r:.80}, this expert's model was "
+                        f"trained with {list(own)}: correct it, or take the right checkpoint"
+                    )
 
 
 def _stated(folder: Path) -> tuple[Path, dict[str, Any]]:

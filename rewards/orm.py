@@ -23,6 +23,7 @@ from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGener
 from rewards import vqa
 from rewards.base import ExpertScores, Images, Row, score_in_batches
 from rewards.checkpoint import FIELD, checkpoint_path, load_pretrained, load_tokenizer
+from rewards.image_processor import check_normalisation
 from t2ir1_ray.checkpoints.folder import read_config as checkpoint_config
 from t2ir1_ray.errors import UserError
 
@@ -58,6 +59,8 @@ VISION_TOWERS = {
 """LLaVA-NeXT's config.json only names its vision tower; these are the towers' shapes."""
 
 PADDING_COLOR = (127, 127, 127)
+MEAN = STD = (0.5, 0.5, 0.5)
+"""Of SigLIP's pixels in 0..1; `pad_and_resize` applies them."""
 
 
 class OrmExpert:
@@ -81,6 +84,7 @@ class OrmExpert:
         if temperature <= 0:
             raise UserError(f"expert temperature: {temperature} must be above 0")
         path = checkpoint_path(path)
+        check_normalisation(Path(path), MEAN, STD)
         self.tokenizer = load_tokenizer(path)
         config, key_mapping = read_config(path, len(self.tokenizer))
         self.model = load_pretrained(

@@ -16,24 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from t2ir1_ray.benchmarks import BENCHMARKS
 from t2ir1_ray.benchmarks.base import Benchmark, Found, Item, View
+from t2ir1_ray.benchmarks.judges import expert_configs
 from t2ir1_ray.benchmarks.results import Results, against, markdown, read_base, show, summarise
 from t2ir1_ray.config import Config, ExpertConfig
 from t2ir1_ray.entry import Parser, run_entry
 from t2ir1_ray.errors import UserError
-from t2ir1_ray.fitting.inventory import is_hub_id, locate
 from t2ir1_ray.fitting.prompts import check_tokens
 from t2ir1_ray.generate import check_numbers, checkpoint_config, save_png
 from t2ir1_ray.records.filenames import file_name
 from t2ir1_ray.records.schema import PROMPT_SCHEMA, Rollouts
 from t2ir1_ray.records.textfile import read_text
-from t2ir1_ray.storage import OneWriter, disk_failure, write_whole
+from t2ir1_ray.storage import OneWriter, write_whole
 
 MODES = {"semantic-CoT": True, "prompt only": False}
 PENDING = 64
@@ -155,18 +153,13 @@ def run(job: Job, devices: Any, results: Results) -> None:
             for row, drawn in devices.sample(_table(items), job.sampling(mode, seed), per_call) if items else ():
                 pending.append((items[row], drawn, job.benchmark.observe(items[row], drawn, devices.call)))
                 while pending and (len(pending) > PENDING or devices.ready(pending[0][2])):
-                    _append(results, _finish(job, devices, results.out, mode, seed, *pending.popleft()))
+                    results.append(_finish(job, devices, results.out, mode, seed, *pending.popleft()))
                     progress.advance(bar)
             while pending:
-                _append(results, _finish(job, devices, results.out, mode, seed, *pending.popleft()))
+                results.append(_finish(job, devices, results.out, mode, seed, *pending.popleft()))
                 progress.advance(bar)
             if items and not console.is_terminal:
                 print(f"{mode}, seed {seed}: {len(items)} prompts drawn and judged", flush=True)
-
-
-def _append(results: Results, record: dict[str, Any]) -> None:
-    with disk_failure(results.out / "results.jsonl"):
-        results.append(record)
 
 
 def report(
@@ -226,37 +219,6 @@ def _finish(
         "category": item.category,
         "images": images,
     }
-
-
-def expert_configs(
-    benchmark: Benchmark, needed: set[str], overrides: Sequence[str], gpus: bool, remote: bool
-) -> dict[str, ExpertConfig]:
-    """The benchmark's judges with the user's `NAME.key=value` over their defaults. Raises UserError for a bad one.
-
-    remote: the checkpoints are on a cluster, where this process cannot look.
-    """
-    share = {"num_gpus": 0.25, "num_cpus": 1.0} if gpus else {"num_gpus": 0.0, "num_cpus": 0.1}
-    base = OmegaConf.create(
-        {name: OmegaConf.structured(dataclasses.replace(benchmark.needs[name], **share)) for name in benchmark.needs}
-    )
-    OmegaConf.set_struct(base, True)
-    try:
-        if any("${" in override for override in overrides):
-            raise ValueError("${...} is not replaced here")
-        merged = OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides)))
-        experts = {name: OmegaConf.to_object(merged[name]) for name in benchmark.needs if name in needed}
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
-        names = ", ".join(benchmark.needs) or "none"
-        raise UserError(f"--expert: {str(error).splitlines()[0]} (judges of {benchmark.name}: {names})") from None
-    for name, expert in experts.items():
-        if not expert.path:
-            raise UserError(
-                f"--expert {name}.path: missing: give a {expert.kind} checkpoint (folder, file or hub id), or another "
-                f"kind with --expert {name}.kind=KIND"
-            )
-        if not (is_hub_id(expert.path) or locate(expert.path) or remote):
-            raise UserError(f"--expert {name}.path: {expert.path} does not exist: give a file, a folder or a hub id")
-    return experts
 
 
 def settings(job: Job, experts: dict[str, ExpertConfig], options: argparse.Namespace) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from t2ir1_ray.benchmarks.base import Benchmark, Estimate, Figure, Item, estimate
 from t2ir1_ray.errors import UserError
+from t2ir1_ray.storage import AppendedLines, write_whole
 
 MAY_CHANGE = ("modes", "seeds", "prompts_path", "checkpoint", "judge_url")
 """Settings in which a resumed evaluation may differ: modes and seeds are more to do, paths are known by digests."""
@@ -32,18 +33,18 @@ class Results:
             _agree(out / "settings.json", settings)
             whole = path.read_bytes() if path.exists() else b""
             whole = whole[: whole.rfind(b"\n") + 1]
-            self._file = path.open("ab")
-            self._file.truncate(len(whole))
+            if path.exists():
+                os.truncate(path, len(whole))
         except OSError as error:
             raise UserError(
                 f"--out: {str(out)[:200]} cannot be written ({error.strerror}): choose another folder"
             ) from None
         self.records = _records(whole, path, "--out")
+        self._file = AppendedLines(path)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Raises RunError if the disk fails."""
+        self._file.append(json.dumps(record, ensure_ascii=False))
         self.records[key_of(record)] = dict(record)
 
     def close(self) -> None:
@@ -186,9 +187,7 @@ def _agree(path: Path, settings: Mapping[str, Any]) -> None:
     """Write the settings, or compare them with those that are there."""
     if path.exists():
         _compare(_read_settings(path, "--out"), settings, MAY_CHANGE, f"--out: {path.parent}")
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
 
 
 def _values(records: Sequence[Mapping[str, Any]], mode: str, metric: str) -> dict[str, list[float | None]]:

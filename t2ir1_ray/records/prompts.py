@@ -124,7 +124,8 @@ def _prompt_column(row: Any, place: str) -> str:
     found = [columns[name] for name in PROMPT_COLUMNS if name in columns]
     if not found:
         names = ", ".join(map(str, row))
-        raise UserError(f"{place}: no column {' or '.join(PROMPT_COLUMNS)} among {names!r:.200}: rename the prompts'")
+        wanted = " or ".join(PROMPT_COLUMNS)
+        raise UserError(f"{place}: no column {wanted} among {names!r:.200}: rename the one that holds the prompts")
     return found[0]
 
 

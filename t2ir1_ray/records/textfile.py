@@ -8,7 +8,9 @@ import csv
 import io
 import json
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -107,22 +109,37 @@ def _json_rows(path: Path, option: str) -> Iterator[tuple[str, Any]]:
 def _parse(data: bytes, reproach: str) -> Any:
     text = _decode(data, reproach)
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{reproach} ({error})") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises ValueError if a name occurs twice, where json would take the last value without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"the name {_twice([name for name, _ in pairs])!r:.80} occurs twice in an object")
+    return found
+
+
+def _twice(names: Sequence[str]) -> str | None:
+    """The first name that occurs again."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def _table_rows(path: Path, option: str, delimiter: str) -> Iterator[tuple[str, dict[str, str]]]:
     reader = csv.reader(io.StringIO(read_text(path, option), newline=""), delimiter=delimiter, strict=True)
     try:
         columns = next(reader, [])
+        if (name := _twice([column.strip().lower() for column in columns if column.strip()])) is not None:
+            raise UserError(f"{option}: {path}:1: the column {name!r:.80} occurs twice: rename or remove one")
         for cells in reader:
             place = f"{option}: {path}:{reader.line_num}"
             if len(cells) > len(columns):
                 counts = f"{len(cells)} cells under {len(columns)} columns"
                 raise UserError(f'{place}: {counts}: put a text that holds the separator in "quotes"')
             if any(cell.strip() for cell in cells):
-                yield place, dict(zip(columns, cells, strict=False))
+                yield place, dict(zip_longest(columns, cells, fillvalue=""))
     except csv.Error as error:
         raise UserError(f"{option}: {path}:{reader.line_num}: not a table of separated values ({error})") from None
 

@@ -77,6 +77,9 @@ def test_a_parquet_of_captions_gives_its_prompts(tmp_path: Path) -> None:
 
 
 REFUSED = {
+    "a column twice": ("p.csv", "prompt,Prompt \na dog,a cat\n", "'prompt' occurs twice"),
+    "a name twice": ("p.jsonl", '{"prompt": "a dog", "prompt": "a cat"}\n', "'prompt' occurs twice"),
+    "a row that is cut off": ("p.tsv", "id\tprompt\n1\ta dog\n2\n", "p.tsv:3"),
     "no column of prompts": ("p.csv", "Name,Category\na dog,x\n", "Name, Category"),
     "a table without names": ("p.tsv", "a dog\tx\na cat\ty\n", "a dog"),
     "texts with commas, no quotes": ("p.csv", "Prompts,Category\na dog, a cat,x\n", "p.csv:2: 3 cells"),

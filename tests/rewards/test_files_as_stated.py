@@ -92,3 +92,27 @@ def test_older_and_newer_names_of_the_class_and_sizes_as_numbers_are_known(name,
     expected = scores("git", folder).scores
     edit(folder / "preprocessor_config.json", image_processor_type=name, size=32, crop_size=32)
     assert np.array_equal(scores("git", folder).scores, expected, equal_nan=True)
+
+
+OWN_PREPROCESSING = {
+    "hps, another mean": ("hps", "open_clip_config.json", {"preprocess_cfg": {"mean": [0.5, 0.5, 0.5]}}, "mean"),
+    "hps, another deviation": ("hps", "open_clip_config.json", {"preprocess_cfg": {"std": [1, 1, 1]}}, "std"),
+    "orm, CLIP's mean": ("orm", "preprocessor_config.json", {"image_mean": [0.48, 0.46, 0.41]}, "image_mean"),
+    "orm, nested": ("orm", "processor_config.json", {"image_processor": {"image_std": [0.3, 0.3, 0.3]}}, "image_std"),
+}
+
+
+@pytest.mark.parametrize(("kind", "name", "content", "word"), OWN_PREPROCESSING.values(), ids=OWN_PREPROCESSING)
+def test_experts_that_prepare_images_themselves_hold_that_against_the_file(kind, name, content, word, copy_of):
+    file = copy_of(kind) / name
+    stated = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(stated | content))
+    refused(lambda: load_expert(kind, str(file.parent)), "expert path", name, word)
+
+
+def test_what_agrees_with_own_preprocessing_is_taken(copy_of):
+    folder = copy_of("orm")
+    expected = scores("orm", folder).scores
+    stated = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "size": {"height": 384, "width": 384}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(stated))
+    assert np.array_equal(scores("orm", folder).scores, expected, equal_nan=True)
