@@ -58,7 +58,9 @@ class Resumed:
 
     def make(self, rng: random.Random) -> Case:
         keys = rng.sample(sorted(self.values), rng.choice((1, 1, 2, 4)))
-        return {"overrides.json": as_json([f"{key}={json.dumps(self._other(rng, self.values[key]))}" for key in keys])}
+        return {
+            "overrides.json": as_json([f"{key}={as_json(self._other(rng, self.values[key])).decode()}" for key in keys])
+        }
 
     @staticmethod
     def _other(rng: random.Random, value: Any) -> Any:

@@ -85,8 +85,9 @@ def differences(before: Config, now: Config) -> dict[Change, list[str]]:
     old, new = (dict(leaves(asdict(config))) for config in (before, now))
     found: dict[Change, list[str]] = {change: [] for change in Change}
     for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key):
-            found[change_of(key)].append(f"{key}: {old.get(key)!r:.80} is now {new.get(key)!r:.80}")
+        if key not in old or key not in new or old[key] != new[key]:
+            was, now_is = (f"{values[key]!r:.80}" if key in values else "nothing" for values in (old, new))
+            found[change_of(key)].append(f"{key}: {was} is now {now_is}")
     return found
 
 

@@ -127,12 +127,12 @@ def _check_value(key: str, value: Any) -> None:
 
 def _require(ok: bool, key: str, value: object, mend: str) -> None:
     if not ok:
-        raise UserError(f"{key}={value}: {mend}")
+        raise UserError(f"{key}={one_line(value)}: {mend}")
 
 
 def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted path, value) of everything that is no container."""
-    if isinstance(node, dict | list | tuple):
+    """(dotted path, value) of everything that is no container, or an empty one."""
+    if isinstance(node, dict | list | tuple) and node:
         for key, child in node.items() if isinstance(node, dict) else enumerate(node):
             yield from leaves(child, f"{path}.{key}" if path else str(key))
     else:

@@ -44,6 +44,7 @@ def test_where_things_run_may_change(override: str, tmp_path: Path) -> None:
         ("learner.beta=0.5", "learner.beta: 0.01 is now 0.5"),
         ("experts.hps.weight=2", "experts.hps.weight: 1.0 is now 2.0"),
         ("train.seed=4", "train.seed: 0 is now 4"),
+        ("experts.hps.options.new=[]", "experts.hps.options.new: nothing is now"),
     ],
 )
 def test_what_changes_the_figures_is_refused(override: str, message: str, tmp_path: Path) -> None:
