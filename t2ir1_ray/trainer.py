@@ -34,7 +34,9 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
         connect(config.cluster)  # Ray disconnects when the process ends, after its last line
         with (
             Termination() as termination,
-            Cluster.launch(config, snapshot and LearnerCheckpoint(snapshot.folder, snapshot.ranks)) as cluster,
+            Cluster.launch(
+                config, snapshot and LearnerCheckpoint(snapshot.folder, snapshot.ranks), run, journal.say
+            ) as cluster,
             Collector(config, cluster, prompts, timeline) as collector,
         ):
             ahead, accuracy = collector.ahead, None
