@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, in a process of its own; `python -m tests.cluster.several` is it.
+"""A Ray cluster of several nodes on this machine, in a process of its own; `python -m tests.system.several` is it.
 
 Nodes have raylets, object stores, workers and temporary folders of their own, and share network and file system.
 """
@@ -8,8 +8,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
+
+import psutil
 
 ROOT = Path(__file__).parents[2]
 QUICK = {  # a node that is gone is noticed after 2 s instead of 14
@@ -37,7 +40,7 @@ class Nodes:
             "PYTHONPATH": str(ROOT),
         }
         self._log = (folder / "nodes.log").open("w")
-        command = [sys.executable, "-m", "tests.cluster.several"]
+        command = [sys.executable, "-m", "tests.system.several"]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._log, "text": True}
         self._host = subprocess.Popen(command, env=self.env, cwd=ROOT, start_new_session=True, **pipes)
         self.address = self._tell()["address"]
@@ -108,7 +111,13 @@ def main(lines: Sequence[str]) -> None:
             nodes[node.node_id] = node
             answer = {"node": node.node_id}
         else:
-            cluster.remove_node(nodes.pop(question["kill"]), allow_graceful=False)
+            node = nodes.pop(question["kill"])
+            (raylet,) = node.all_processes["raylet"]
+            workers = psutil.Process(raylet.process.pid).children(recursive=True)  # they would live on for a while
+            cluster.remove_node(node, allow_graceful=False)
+            for worker in workers:
+                with suppress(psutil.NoSuchProcess):
+                    worker.kill()
             answer = {}
         print(json.dumps(answer), file=answers, flush=True)
     cluster.shutdown()
