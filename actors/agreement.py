@@ -2,8 +2,8 @@
 
 import hashlib
 import secrets
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,35 +42,46 @@ def check_agreement(config: Config, run: Path, roles_by_node: Mapping[str, set[s
         return
     names = node_names()
     wanted = {node: _paths(config, roles) for node, roles in roles_by_node.items()}
-    mark, token = run.resolve() / f".{secrets.token_hex(4)}.partial", secrets.token_hex(16)
-    write_whole(mark, token)
-    try:
+    with marked(run) as (mark, token):
         asked = ask_nodes(
-            look, {n: (str(mark), token, LEARNER in roles_by_node[n], set(keys.values())) for n, keys in wanted.items()}
+            look, {n: (mark, token, LEARNER in roles_by_node[n], set(keys.values())) for n, keys in wanted.items()}
         )
         calls = {names[node]: call for node, call in asked.items()}
         answers = wait_for_all(calls, "a look at run folder and checkpoints", config.cluster.start_timeout_s)
-    finally:
-        with suppress(OSError):
-            mark.unlink()
     seen: dict[str, Seen] = dict(zip(asked, answers, strict=True))
     for node, found in seen.items():
         if found.folder:
             mend = "put journal.root on a disk that all nodes share"
-            raise UserError(f"{names[node]}: journal.root: {mark.parent} {found.folder}: {mend}")
+            raise UserError(f"{names[node]}: journal.root: {run.resolve()} {found.folder}: {mend}")
     for key, path in {key: path for keys in wanted.values() for key, path in keys.items()}.items():
         there = {names[node]: seen[node].checkpoints[path] for node, keys in wanted.items() if key in keys}
         if fault := difference(path, {names[me]: digests(Path(path))}, there):
             raise UserError(f"{key}: {fault}: copy it, or put it on a disk that all nodes share")
 
 
+@contextmanager
+def marked(folder: Path) -> Iterator[tuple[str, str]]:
+    """A file in the folder by which others know it: (its absolute path, what it holds). Raises RunError if the folder
+    cannot be written."""
+    mark, token = folder.resolve() / f".{secrets.token_hex(4)}.partial", secrets.token_hex(16)
+    write_whole(mark, token)
+    try:
+        yield str(mark), token
+    finally:
+        with suppress(OSError):
+            mark.unlink()
+
+
 def look(mark: str, token: str, writes: bool, paths: Iterable[str]) -> Seen:
-    """On a node: is the folder of `mark` the one in which the driver wrote `token`, can it be written, and what do the
-    checkpoints hold?"""
-    return Seen(_look_at_folder(Path(mark), token, writes), {path: digests(Path(path)) for path in paths})
+    """On a node: see `look_at_folder`, and what do the checkpoints hold?"""
+    return Seen(look_at_folder(Path(mark), token, writes), {path: digests(Path(path)) for path in paths})
 
 
-def _look_at_folder(mark: Path, token: str, writes: bool) -> str | None:
+def look_at_folder(mark: Path, token: str, writes: bool) -> str | None:
+    """What is wrong with the folder of `mark`, which holds `token` where it is the driver's; None: nothing.
+
+    writes: whether this node must be able to write there.
+    """
     try:
         if not mark.is_file() or mark.read_text() != token:
             return "is not the folder that the driver sees"

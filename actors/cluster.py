@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import ray
+from ray.experimental import get_object_locations
 
 from actors import placement
 from actors.agreement import check_agreement
@@ -20,6 +21,7 @@ from actors.placement import Placement, Role
 from actors.reference import ReferenceActor
 from actors.rollout import RolloutActor
 from actors.sampling import Sampling
+from actors.usage import Usage
 from actors.watch import Watch, table_entry
 from rewards.base import ExpertScores
 from t2ir1_ray.config import Config
@@ -53,11 +55,13 @@ class PendingGroup:
 
 @dataclass(frozen=True)
 class Published:
-    """A policy version on its way to the rollout actors. weights: one reference, or none if they go over NCCL."""
+    """A policy version on its way to the rollout actors. weights: one reference, or none if they go over NCCL; size: of
+    the object, in bytes."""
 
     version: int
     digest: str | None
     weights: list[ray.ObjectRef]
+    size: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ class Cluster:
     held: Published | None = None
     stopped: bool = False
     say: Callable[[str], None] = print
+    usage: Usage = field(default_factory=Usage)
 
     def __post_init__(self) -> None:
         names = {f"{p.name} {i}": actor for p in self._pools() for i, actor in enumerate(p.actors)}
@@ -117,6 +122,7 @@ class Cluster:
     @classmethod
     def _spawn(cls, config: Config, reserved: Placement, say: Callable[[str], None]) -> Self:
         by_name = {role.name: role for role in placement.roles(config)}
+        usage = Usage()
 
         def spawn(actor_class: type, role: Role, args: Sequence[Any], **options: Any) -> list[Any]:
             env = actor_environment(role, options.pop("runtime_env", {}))
@@ -145,7 +151,7 @@ class Cluster:
             reserved,
             learners=spawn(LearnerActor, by_name["learner"], learner_args),
             rollouts=Pool(
-                "rollout", spawn(RolloutActor, by_name["rollout"], (config.policy, config.rollout), **restarts)
+                "rollout", spawn(RolloutActor, by_name["rollout"], (config.policy, config.rollout), **restarts), usage
             ),
             experts={
                 name: Pool(
@@ -157,13 +163,15 @@ class Cluster:
                         runtime_env=expert.runtime_env,
                         **restarts,
                     ),
+                    usage,
                 )
                 for name, expert in config.experts.items()
             },
-            reference=Pool("reference", spawn(ReferenceActor, by_name["reference"], reference_args, **restarts))
+            reference=Pool("reference", spawn(ReferenceActor, by_name["reference"], reference_args, **restarts), usage)
             if "reference" in by_name
             else None,
             say=say,
+            usage=usage,
         )
 
     def _await_start(self, checkpoint: LearnerCheckpoint | None) -> None:
@@ -188,7 +196,8 @@ class Cluster:
             *(learner.publish.options(num_returns=2).remote(version) for learner in self.learners), strict=True
         )
         digest, *_ = self._answers(digests, f"publish version {version}")
-        return Published(version, digest, [weights[0]])
+        size = get_object_locations([weights[0]])[weights[0]]["object_size"]
+        return Published(version, digest, [weights[0]], size or 0)
 
     def push_version(self, published: Published) -> None:
         """Hand a version to every rollout actor, each confirming version and digest."""
@@ -292,6 +301,8 @@ class Cluster:
     def _answers(self, calls: Sequence[ray.ObjectRef], what: str, timeout: float | None = None) -> list[Any]:
         """What every learner rank answers. Ranks are not started again: a dead one ends the run."""
         seconds = timeout or self.config.cluster.call_timeout_s
+        for rank, call in enumerate(calls):
+            self.usage.follow(f"{placement.LEARNER}-{rank}", call)
         return wait_for_all(numbered("learner", calls), what, seconds, self.watch.look)
 
     def restarts(self) -> int:

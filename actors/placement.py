@@ -147,7 +147,7 @@ def reserve(config: Config, say: Callable[[str], None] = print) -> Placement:
     reserved: Placement | None = None
     told = None
     while True:
-        total, free = _rooms()
+        total, free = total_and_free()
         lacking = _lacking(wanted, total)
         if lacking and not joined:
             raise UserError(_table(wanted, lacking))
@@ -167,7 +167,7 @@ def reserve(config: Config, say: Callable[[str], None] = print) -> Placement:
             told = state
 
 
-def _rooms() -> tuple[list[Room], list[Room]]:
+def total_and_free() -> tuple[list[Room], list[Room]]:
     """What every living node has, and what of it is free."""
     from ray._private.state import available_resources_per_node  # the public one knows only sums
 
