@@ -1,16 +1,20 @@
 """Waiting for actors: every wait has a deadline and an error that names who was waited for, on what, since when."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
+from ray import ObjectRefGenerator
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
+from actors.usage import Usage
 from t2ir1_ray.errors import RunError, UserError, reason, reason_in, shortened
 
 PARTNERS_S = 10.0
 """When one of several calls has raised: how long its partners may take to turn out dead, which would be the cause."""
+LOOK_S = 2.0
+"""How often who waits looks after the actors, see `watch`."""
 
 
 def numbered(name: str, refs: Sequence[Any]) -> dict[str, Any]:
@@ -18,12 +22,31 @@ def numbered(name: str, refs: Sequence[Any]) -> dict[str, Any]:
     return {f"{name} {index}": ref for index, ref in enumerate(refs)}
 
 
-def wait_for(ref: Any, who: str, what: str, timeout_s: float) -> Any:
+def nobody() -> None:
+    """Looks after no actor."""
+
+
+def first_ready(
+    refs: Sequence[Any], deadline: float, look: Callable[[], None] = nobody, **options: Any
+) -> tuple[list[Any], list[Any]]:
+    """`ray.wait` for the first of `refs` until `deadline` (of time.monotonic), then ([], refs).
+
+    look: called every LOOK_S while none is ready; what it raises ends the wait.
+    """
+    while True:
+        left = deadline - time.monotonic()
+        done, others = ray.wait(refs, timeout=max(0.0, min(left, LOOK_S)), **options)
+        if done or left <= LOOK_S:
+            return done, others
+        look()
+
+
+def wait_for(ref: Any, who: str, what: str, timeout_s: float, look: Callable[[], None] = nobody) -> Any:
     """`ray.get` of one call. Raises RunError (UserError if the actor refused its input) in one line."""
-    return wait_for_all({who: ref}, what, timeout_s)[0]
+    return wait_for_all({who: ref}, what, timeout_s, look)[0]
 
 
-def wait_for_all(calls: Mapping[str, Any], what: str, timeout_s: float) -> list[Any]:
+def wait_for_all(calls: Mapping[str, Any], what: str, timeout_s: float, look: Callable[[], None] = nobody) -> list[Any]:
     """The answers to `what`, asked of several actors: {who: reference}. The first failure ends the wait.
 
     Actors that work together fail together: one dies, and the others find their connection closed, or wait for it
@@ -36,7 +59,7 @@ def wait_for_all(calls: Mapping[str, Any], what: str, timeout_s: float) -> list[
     failed: dict[str, RayError] = {}
     waiting = list(who)
     while waiting and not any(map(_is_death, failed.values())):
-        done, waiting = ray.wait(waiting, timeout=max(0.0, deadline - time.monotonic()))
+        done, waiting = first_ready(waiting, deadline, look)
         if not done:
             break
         name = who[done[0]]
@@ -85,18 +108,13 @@ def _told(error: RayError) -> str:
     return shortened(" ".join(lines)) or type(error).__name__
 
 
-def restarts_of(actor: Any) -> int:
-    """How often Ray has started the actor again. From Ray's actor table: the public state API needs the dashboard."""
-    from ray._private.state import actors
-
-    return int(actors(actor._actor_id.hex())["NumRestarts"])
-
-
 class Pool:
     """Identical actors that share work: each call goes to the one with the fewest calls in flight."""
 
-    def __init__(self, name: str, actors: Sequence[Any]):
+    def __init__(self, name: str, actors: Sequence[Any], usage: Usage | None = None):
+        """usage: told about every call."""
         self.name = name
+        self.usage = usage or Usage()
         self.actors = list(actors)
         self._busy = [0] * len(actors)
         self._holder: dict[Any, int] = {}
@@ -107,11 +125,18 @@ class Pool:
         result = getattr(self.actors[index], method).options(**options).remote(*args)
         self._busy[index] += 1
         self._holder[result] = index
+        if isinstance(result, ObjectRefGenerator):
+            self.usage.begin(self._title(index))
+        else:
+            self.usage.follow(self._title(index), result)
         return result
 
     def each(self, method: str, *args: Any) -> dict[str, Any]:
         """Start `method` on every actor; what `wait_for_all` takes."""
-        return numbered(self.name, [getattr(actor, method).remote(*args) for actor in self.actors])
+        calls = [getattr(actor, method).remote(*args) for actor in self.actors]
+        for index, call in enumerate(calls):
+            self.usage.follow(self._title(index), call)
+        return numbered(self.name, calls)
 
     def who(self, result: Any) -> str:
         """The actor that a call went to, as errors name it."""
@@ -119,4 +144,10 @@ class Pool:
 
     def done(self, result: Any) -> None:
         """Say that a call has ended, so that its actor counts as less busy."""
-        self._busy[self._holder.pop(result)] -= 1
+        index = self._holder.pop(result)
+        self._busy[index] -= 1
+        if isinstance(result, ObjectRefGenerator):
+            self.usage.end(self._title(index))
+
+    def _title(self, index: int) -> str:
+        return f"{self.name} {index}".replace(" ", "-")

@@ -1,17 +1,19 @@
 """All actors of a run behind one object: start, roll out, score, learn, publish, stop."""
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import ray
+from ray.experimental import get_object_locations
 
 from actors import placement
-from actors.calls import Pool, numbered, restarts_of, wait_for, wait_for_all
+from actors.agreement import check_agreement
+from actors.calls import Pool, first_ready, numbered, wait_for, wait_for_all
 from actors.engine_environment import CPU_ENVIRONMENT, ENVIRONMENT
 from actors.expert import ExpertActor
 from actors.learner import LearnerActor
@@ -19,6 +21,8 @@ from actors.placement import Placement, Role
 from actors.reference import ReferenceActor
 from actors.rollout import RolloutActor
 from actors.sampling import Sampling
+from actors.usage import Usage
+from actors.watch import Watch, table_entry
 from rewards.base import ExpertScores
 from t2ir1_ray.config import Config
 from t2ir1_ray.errors import RunError
@@ -51,11 +55,13 @@ class PendingGroup:
 
 @dataclass(frozen=True)
 class Published:
-    """A policy version on its way to the rollout actors. weights: one reference, or none if they go over NCCL."""
+    """A policy version on its way to the rollout actors. weights: one reference, or none if they go over NCCL; size: of
+    the object, in bytes."""
 
     version: int
     digest: str | None
     weights: list[ray.ObjectRef]
+    size: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,18 +84,35 @@ class Cluster:
     reference: Pool | None
     held: Published | None = None
     stopped: bool = False
+    say: Callable[[str], None] = print
+    usage: Usage = field(default_factory=Usage)
+
+    def __post_init__(self) -> None:
+        names = {f"{p.name} {i}": actor for p in self._pools() for i, actor in enumerate(p.actors)}
+        self.watch = Watch(
+            numbered("learner", self.learners) | names, self.config.cluster.node_timeout_s, lambda line: self.say(line)
+        )
 
     @classmethod
-    def launch(cls, config: Config, checkpoint: LearnerCheckpoint | None = None) -> Self:
+    def launch(
+        cls,
+        config: Config,
+        checkpoint: LearnerCheckpoint | None = None,
+        run: Path | None = None,
+        say: Callable[[str], None] = print,
+    ) -> Self:
         """Reserve resources, start every actor, and return when all have loaded their models.
 
-        checkpoint: what to set the learner back to; it may come from another number of ranks.
+        checkpoint: what to set the learner back to; it may come from another number of ranks. run: the folder that
+        all nodes must share. say: told what is waited for.
 
-        Raises UserError if resources or checkpoints do not do, RunError if an actor is not up in time.
+        Raises UserError if resources, nodes or checkpoints do not do, RunError if an actor is not up in time.
         """
-        reserved = placement.reserve(config)
+        reserved = placement.reserve(config, say)
         try:
-            cluster = cls._spawn(config, reserved)
+            if run:
+                check_agreement(config, run, reserved.roles_by_node())
+            cluster = cls._spawn(config, reserved, say)
             cluster._await_start(checkpoint)
         except BaseException:
             reserved.release()
@@ -97,8 +120,9 @@ class Cluster:
         return cluster
 
     @classmethod
-    def _spawn(cls, config: Config, reserved: Placement) -> Self:
+    def _spawn(cls, config: Config, reserved: Placement, say: Callable[[str], None]) -> Self:
         by_name = {role.name: role for role in placement.roles(config)}
+        usage = Usage()
 
         def spawn(actor_class: type, role: Role, args: Sequence[Any], **options: Any) -> list[Any]:
             env = actor_environment(role, options.pop("runtime_env", {}))
@@ -127,7 +151,7 @@ class Cluster:
             reserved,
             learners=spawn(LearnerActor, by_name["learner"], learner_args),
             rollouts=Pool(
-                "rollout", spawn(RolloutActor, by_name["rollout"], (config.policy, config.rollout), **restarts)
+                "rollout", spawn(RolloutActor, by_name["rollout"], (config.policy, config.rollout), **restarts), usage
             ),
             experts={
                 name: Pool(
@@ -139,12 +163,15 @@ class Cluster:
                         runtime_env=expert.runtime_env,
                         **restarts,
                     ),
+                    usage,
                 )
                 for name, expert in config.experts.items()
             },
-            reference=Pool("reference", spawn(ReferenceActor, by_name["reference"], reference_args, **restarts))
+            reference=Pool("reference", spawn(ReferenceActor, by_name["reference"], reference_args, **restarts), usage)
             if "reference" in by_name
             else None,
+            say=say,
+            usage=usage,
         )
 
     def _await_start(self, checkpoint: LearnerCheckpoint | None) -> None:
@@ -169,7 +196,8 @@ class Cluster:
             *(learner.publish.options(num_returns=2).remote(version) for learner in self.learners), strict=True
         )
         digest, *_ = self._answers(digests, f"publish version {version}")
-        return Published(version, digest, [weights[0]])
+        size = get_object_locations([weights[0]])[weights[0]]["object_size"]
+        return Published(version, digest, [weights[0]], size or 0)
 
     def push_version(self, published: Published) -> None:
         """Hand a version to every rollout actor, each confirming version and digest."""
@@ -180,7 +208,7 @@ class Cluster:
             sent = [learner.send.remote(version) for learner in self.learners]
             digest, *_ = self._answers(sent, f"send version {version}")
             calls = self.rollouts.each("confirm")
-        found = wait_for_all(calls, f"load version {version}", self.config.cluster.call_timeout_s)
+        found = wait_for_all(calls, f"load version {version}", self.config.cluster.call_timeout_s, self.watch.look)
         for who, confirmed in zip(calls, found, strict=True):
             if tuple(confirmed) != (version, digest):
                 raise RunError(f"{who}: took in weights {confirmed}, published were {(version, digest)}")
@@ -204,8 +232,8 @@ class Cluster:
                 table = prompts.slice(block.start, len(block))
                 args = (table, sampling, self.held.version, self.held.weights)
                 running[self.rollouts.call("generate", *args, num_returns="streaming")] = iter(block)
-            since = time.strftime("%H:%M:%S")
-            ready, _ = ray.wait(list(running), num_returns=1, timeout=timeout, fetch_local=False)
+            since, deadline = time.strftime("%H:%M:%S"), time.monotonic() + timeout
+            ready, _ = first_ready(list(running), deadline, self.watch.look, fetch_local=False)
             if not ready:
                 silent = ", ".join(sorted({self.rollouts.who(stream) for stream in running}))
                 raise RunError(f"{silent}: no group of {sampling.stream} within {timeout:g} s (waited since {since})")
@@ -216,7 +244,7 @@ class Cluster:
                     del running[stream]
                 else:
                     # Raises what the actor raised, or its death: nothing would follow in a stream that has failed.
-                    wait_for(group, self.rollouts.who(stream), sampling.stream, timeout)
+                    self.wait(group, self.rollouts.who(stream), sampling.stream)
                     yield row, group
 
     def score(self, prompt: dict[str, Any], rollouts: ray.ObjectRef) -> PendingGroup:
@@ -230,21 +258,24 @@ class Cluster:
 
     def finish(self, group: PendingGroup) -> ScoredGroup:
         """Wait for a group's scores and fetch everything."""
-        timeout = self.config.cluster.call_timeout_s
         prompt = f"prompt {group.prompt['prompt_id']}"
         scores = {}
         for name, ref in group.scores.items():
             pool = self.experts[name]
-            found = Scores.from_arrow(wait_for(ref, pool.who(ref), f"score {prompt}", timeout))
+            found = Scores.from_arrow(self.wait(ref, pool.who(ref), f"score {prompt}"))
             pool.done(ref)
             scores[name] = expert_scores(found)
         reference = None
         if self.reference and group.reference:
-            answer = wait_for(group.reference, self.reference.who(group.reference), prompt, timeout)
+            answer = self.wait(group.reference, self.reference.who(group.reference), prompt)
             self.reference.done(group.reference)
             reference = ReferenceLogprobs.from_arrow(answer)
-        rollouts = wait_for(group.rollouts, "rollout", prompt, timeout)
+        rollouts = self.wait(group.rollouts, "rollout", prompt)
         return ScoredGroup(group.prompt, Rollouts.from_arrow(rollouts), scores, reference)
+
+    def wait(self, ref: ray.ObjectRef, who: str, what: str) -> Any:
+        """The answer of one actor. Raises RunError or UserError in one line that names it."""
+        return wait_for(ref, who, what, self.config.cluster.call_timeout_s, self.watch.look)
 
     def learn(self, batch: LearnerBatch, on_policy: bool) -> dict[str, float]:
         """One update over all learner ranks; returns its metrics. `on_policy`: see `LearnerRank.step`."""
@@ -269,11 +300,14 @@ class Cluster:
 
     def _answers(self, calls: Sequence[ray.ObjectRef], what: str, timeout: float | None = None) -> list[Any]:
         """What every learner rank answers. Ranks are not started again: a dead one ends the run."""
-        return wait_for_all(numbered("learner", calls), what, timeout or self.config.cluster.call_timeout_s)
+        seconds = timeout or self.config.cluster.call_timeout_s
+        for rank, call in enumerate(calls):
+            self.usage.follow(f"{placement.LEARNER}-{rank}", call)
+        return wait_for_all(numbered("learner", calls), what, seconds, self.watch.look)
 
     def restarts(self) -> int:
         """How often actors have died and were started again."""
-        return sum(restarts_of(actor) for actor in self._actors())
+        return sum(int(table_entry(actor)["NumRestarts"]) for actor in self._actors())
 
     def _pools(self) -> list[Pool]:
         return [self.rollouts, *self.experts.values(), *([self.reference] if self.reference else [])]

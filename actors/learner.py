@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import ray
 
+from actors.network import use_nodes_interface
 from actors.startup import uncollected
 from t2ir1_ray.config import LearnerConfig, PolicyConfig
 
@@ -40,6 +41,8 @@ class LearnerActor:
             return host, probe.getsockname()[1]
 
     def join_ranks(self, host: str, port: int) -> None:
+        if self.rank.world_size > 1:
+            use_nodes_interface()
         with uncollected():  # imports DeepSpeed
             self.rank.join_ranks(host, port)
 
@@ -58,6 +61,7 @@ class LearnerActor:
 
     def join_transfer(self, host: str, port: int, actors: list[Any], timeout_s: float) -> None:
         """Open the NCCL transfer to the rollout actors."""
+        use_nodes_interface()
         from actors.nccl_transfer import NcclSender  # imports the sending side of vLLM's transfer: on request only
 
         self.sender = NcclSender(self.rank, host, port, actors, timeout_s)

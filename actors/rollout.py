@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import ray
 
+from actors.network import use_nodes_interface
 from actors.sampling import Sampling
 from actors.startup import uncollected
 from t2ir1_ray.config import PolicyConfig, RolloutConfig
@@ -31,6 +32,7 @@ class RolloutActor:
         return weights.version, self.sampler.take_version(weights.version, weights.unpack())
 
     def join_transfer(self, init_info: dict[str, Any]) -> None:
+        use_nodes_interface()
         self.sampler.engine.join_transfer(init_info)
 
     def start_update(self, _: None) -> None:

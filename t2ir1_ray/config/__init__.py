@@ -3,7 +3,8 @@
 `load` reads and checks one; every other module takes the sections that it needs.
 """
 
-from t2ir1_ray.config.loading import FILE, SHIPPED, everywhere, load, save
+from t2ir1_ray.config.loading import FILE, everywhere, load, save
+from t2ir1_ray.config.portable import SHIPPED, submitted_copy
 from t2ir1_ray.config.sections import (
     ClusterConfig,
     Config,
@@ -37,4 +38,5 @@ __all__ = [
     "everywhere",
     "load",
     "save",
+    "submitted_copy",
 ]

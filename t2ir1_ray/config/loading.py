@@ -14,6 +14,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError
 
+from t2ir1_ray.config.portable import SHIPPED, portable
 from t2ir1_ray.config.rules import check, leaves, one_line
 from t2ir1_ray.config.sections import Config
 from t2ir1_ray.errors import UserError
@@ -21,7 +22,6 @@ from t2ir1_ray.storage import write_whole
 
 FILE = "config.yaml"
 """Name of the configuration in a run folder."""
-SHIPPED = resources.files("t2ir1_ray") / "shapes" / "weights"
 OmegaConf.register_resolver("shipped", lambda name: str(SHIPPED / name), replace=True)
 INTERPOLATION = re.compile(r"\$\{(shipped:[\w.-]+|[\w.]+)\}")
 """All that `${...}` can say: OmegaConf's own resolvers read the environment, and a file must not."""
@@ -62,8 +62,9 @@ def everywhere(path: str) -> str:
 
 
 def save(config: Config, path: Path) -> None:
-    """Raises RunError if the disk fails."""
-    write_whole(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
+    """Write it so that `load` gives the same configuration, also in another job. Raises RunError if the disk fails."""
+    values = OmegaConf.to_container(OmegaConf.structured(config))
+    write_whole(path, OmegaConf.to_yaml(OmegaConf.create(portable(values))))
 
 
 def _read_yaml(name_or_path: str) -> DictConfig:

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from enum import Enum
 from typing import Any
 
+from t2ir1_ray.config.portable import portable
 from t2ir1_ray.config.rules import leaves
 from t2ir1_ray.config.sections import Config
 
@@ -56,7 +57,9 @@ _TABLE = {
         Change.FREE: "dump_every images_every save_every keep_last trackers profile",
         Change.FIXED: "root name",  # the run lies where it lies
     },
-    "cluster": {Change.FREE: "address dashboard object_store_gb start_timeout_s call_timeout_s place_timeout_s"},
+    "cluster": {
+        Change.FREE: "address dashboard object_store_gb start_timeout_s call_timeout_s place_timeout_s node_timeout_s"
+    },
 }
 ON_RESUME: Mapping[tuple[str, str], Change] = {
     (section, key): change
@@ -95,7 +98,7 @@ def fingerprint(config: Config) -> str:
     """Equal for configurations that sample and score a step in the same way."""
     values: dict[str, Any] = {
         key: value
-        for key, value in leaves(asdict(config))
+        for key, value in leaves(portable(asdict(config)))
         if key.startswith(EXPERIENCE) and change_of(key) is not Change.FREE
     }
     values["reference"] = config.learner.beta > 0

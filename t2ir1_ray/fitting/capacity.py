@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from actors.placement import plan, roles
+from actors.placement import LEARNER, fitting_plan, homeless, plan, roles
 from t2ir1_ray.config import Config
 from t2ir1_ray.fitting.inventory import GB
 from t2ir1_ray.fitting.memory import PROCESS_GB, RoleMemory, Shapes, amount, published_bytes, trained_parameters
@@ -56,17 +56,16 @@ def placement(config: Config, nodes: Sequence[Node]) -> Iterator[Check]:
     if gpus > have_gpus or cpus > have_cpus + 1e-6:
         yield Check("FAIL", f"placement: {asked}, there are {have_cpus:g} and {have_gpus}: {mend}")
         return
-    left = [[node.cpus + 1e-6, node.gpus] for node in nodes]
-    for bundle in sorted(bundles, key=lambda b: (-b.get("GPU", 0), -b.get("CPU", 0))):
-        need = bundle.get("CPU", 0), bundle.get("GPU", 0)
-        room = next((free for free in left if free[0] >= need[0] and free[1] >= need[1]), None)
-        if room is None:
-            text = f"placement: {asked}, but no node has {need[0]:g} CPUs and {need[1]:g} GPUs left for one: {mend}"
-            yield Check("FAIL", text)
-            return
-        room[0] -= need[0]
-        room[1] -= need[1]
-    yield Check("ok", f"placement: {asked}, there are {have_cpus:g} and {have_gpus}")
+    rooms = [(node.cpus, node.gpus) for node in nodes]
+    found = fitting_plan(roles(config), rooms)
+    if found is None:
+        one = homeless(bundles, rooms)
+        need = f"{one.get('CPU', 0):g} CPUs and {one.get('GPU', 0):g} GPUs"
+        yield Check("FAIL", f"placement: {asked}, but no node has {need} left for one: {mend}")
+        return
+    groups = len({bundle for (role, _), bundle in found.bundle_of.items() if role == LEARNER})
+    split = f"; learner ranks are in {groups} groups, on a node each" if groups > 1 else ""
+    yield Check("ok", f"placement: {asked}, there are {have_cpus:g} and {have_gpus}{split}")
 
 
 def gpu_memory(config: Config, rows: Sequence[RoleMemory], nodes: Sequence[Node]) -> Iterator[Check]:

@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -21,6 +21,7 @@ from learner.meter import RATIO_EDGES, SEGMENTS
 from t2ir1_ray import config as configuration
 from t2ir1_ray.config import Config
 from t2ir1_ray.errors import RunError, UserError
+from t2ir1_ray.journal.exported import Exporter
 from t2ir1_ray.journal.metric_names import MetricNames
 from t2ir1_ray.journal.progress import Progress
 from t2ir1_ray.journal.resume import record_inputs
@@ -65,6 +66,7 @@ class Journal:
         except BaseException:
             self._writer.release()
             raise
+        self._exporter: Exporter | None = None
         self._signs = WarningSigns(config)
         self._names = MetricNames()
         self._names.check([GRID])
@@ -83,7 +85,12 @@ class Journal:
         settings = OmegaConf.to_container(OmegaConf.structured(self.config))
         self._trackers = Trackers(self.config.journal.trackers, self.run, settings, step, self.say)
         self._board = SummaryWriter(str(self.run / "tensorboard"), purge_step=step + 1 if step else None)
+        self._begun_after = step
         self._progress.begin(step)
+
+    def export(self, live: Callable[[], Mapping[str, float]]) -> None:
+        """Give figures to Ray's metrics too, from now on: this process is connected. live: see `Exporter`."""
+        self._exporter = Exporter(self.run.name, self._begun_after, self.config.train.steps, live)
 
     def newest_snapshot(self) -> Snapshot | None:
         """The newest whole checkpoint whose step is in the journal: where a run can go on without a gap."""
@@ -108,6 +115,8 @@ class Journal:
         with disk_failure(self.run):
             os.fsync(self._metrics.fileno())
             folder = self.snapshots.create(step, self.config.learner.ranks, accuracy, write)
+        if self._exporter:
+            self._exporter.checkpoint(step)
         self.say(f"checkpoint {folder}")
 
     def say(self, line: str) -> None:
@@ -138,6 +147,8 @@ class Journal:
             if key != "step" and not isinstance(value, list):
                 self._board.add_scalar(key, value, step)
         self._trackers.log(metrics, step)
+        if self._exporter:
+            self._exporter.write(metrics)
         if experience:
             for sentence in self._signs.look(metrics):
                 self.say(f"step {step} warning: {sentence}")
@@ -187,6 +198,8 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self._progress.close()
+        if self._exporter:
+            self._exporter.close()
         if hasattr(self, "_board"):
             for sink in (self._board, self._trackers, self._metrics):
                 with suppress(OSError):  # a full disk has been told already

@@ -19,7 +19,7 @@ ROLLOUTS_S = 10
 
 
 def record_inputs(run: Path, config: Config) -> None:
-    """Remember the contents of the prompt files."""
+    """Remember the contents of the prompt files: by their keys, for a later job may have them elsewhere."""
     write_whole(run / INPUTS, json.dumps(_inputs(config), indent=1) + "\n")
 
 
@@ -36,9 +36,11 @@ def check_unchanged(run: Path, stored: Config, config: Config, force: bool = Fal
         )
     if force:
         return
-    changes, known = found[Change.FORCED], _known(run)
+    changes, known, now = found[Change.FORCED], _known(run), _inputs(config)
     changes += [
-        f"{path}: other contents than before" for path, sha in _inputs(config).items() if known.get(path) != sha
+        f"{key}: {path}: other contents than before"
+        for key, path in _prompt_files(config).items()
+        if known.get(key) != now[key]
     ]
     if changes:
         raise UserError(
@@ -56,10 +58,15 @@ def _known(run: Path) -> dict[str, Any]:
     return known
 
 
+def _prompt_files(config: Config) -> dict[str, str]:
+    files = {"data.prompts": config.data.prompts, "eval.prompts": config.eval.prompts}
+    return {key: path for key, path in files.items() if path}
+
+
 def _inputs(config: Config) -> dict[str, str]:
-    paths = [config.data.prompts, *([config.eval.prompts] if config.eval.prompts else [])]
+    """key of the configuration -> SHA-256 of the file that it names"""
     try:
-        return {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths}
+        return {key: hashlib.sha256(Path(f).read_bytes()).hexdigest() for key, f in _prompt_files(config).items()}
     except OSError as error:
         raise UserError(f"data.prompts, eval.prompts: {error.filename}: {error.strerror}") from None
 

@@ -10,7 +10,6 @@ from collections import defaultdict
 import numpy as np
 import pyarrow as pa
 
-from actors.calls import wait_for
 from actors.cluster import Cluster
 from actors.sampling import Sampling
 from t2ir1_ray.config import Config
@@ -57,8 +56,7 @@ class HeldOut:
         )
         verdicts = {name: np.zeros(len(self.texts), bool) for name in ("accuracy", "plan", "follows")}
         for row, ref in cluster.sample(self.prompts, sampling, self.config.rollout.max_sequences):
-            batch = wait_for(ref, "rollout", f"held-out prompt {row}", self.config.cluster.call_timeout_s)
-            sample = Rollouts.from_arrow(batch)
+            sample = Rollouts.from_arrow(cluster.wait(ref, "rollout", f"held-out prompt {row}"))
             prompt, plan, pixels = self.texts[row], sample.plan[0], sample.pixels[0]
             verdicts["accuracy"][row] = verify_image(prompt, pixels)
             verdicts["plan"][row] = verify_plan(prompt, plan)

@@ -5,12 +5,27 @@ import math
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from t2ir1_ray.storage import write_whole
+
+PHASES = ("rollout", "score", "learn", "step")
+"""Phases that go through all images of a step, and the step as a whole."""
+
+
+def throughput(images: int, tokens: float, seconds: Mapping[str, float], gpus: float) -> dict[str, float]:
+    """Of one step, per second: `throughput/<phase>_images`, images while that phase lasts; `throughput/gpu_images`,
+    images of the whole step per GPU of the run (one without GPUs counts as one); `throughput/learn_tokens`.
+
+    seconds: `time/<phase>_s`; NaN for a phase that came with a checkpoint. gpus: of all actors.
+    """
+    found = {f"throughput/{phase}_images": images / seconds[f"time/{phase}_s"] for phase in PHASES}
+    found["throughput/gpu_images"] = found["throughput/step_images"] / max(gpus, 1.0)
+    found["throughput/learn_tokens"] = tokens / seconds["time/learn_s"]
+    return found
 
 
 class _Event(NamedTuple):

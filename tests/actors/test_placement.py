@@ -1,11 +1,12 @@
 """The layout of bundles: nothing overcommitted, fractions never straddle GPUs."""
 
 import math
+from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.placement import Role, plan, roles
+from actors.placement import LEARNER, Role, Room, fitting_plan, homeless, plan, roles
 from t2ir1_ray import config
 
 ROLES = st.lists(
@@ -47,3 +48,30 @@ def test_the_7b_recipe_fits_eight_gpus_and_the_shapes_two_cores() -> None:
     small = plan(roles(config.load("shapes")))
     assert math.fsum(bundle["CPU"] for bundle in small.bundles) <= 2
     assert not any("GPU" in bundle for bundle in small.bundles)
+
+
+@given(ROLES, st.integers(1, 6), st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), max_size=4))
+def test_learner_ranks_lie_in_as_few_groups_as_nodes_allow(others: list[Role], ranks: int, rooms: list[Room]) -> None:
+    wanted = [Role(LEARNER, ranks, 1.0, 1.0), *others]
+    found = fitting_plan(wanted, rooms)
+    if found is None:
+        assert homeless(plan(wanted).bundles, rooms)
+        return
+    groups = Counter(found.bundle_of[LEARNER, rank] for rank in range(ranks))
+    assert all(found.bundles[bundle] == {"CPU": size, "GPU": size} for bundle, size in groups.items())
+    assert homeless(found.bundles, rooms) is None
+    assert len(groups) == 1 or homeless(plan(wanted, ranks).bundles, rooms)
+
+
+def test_ranks_are_together_where_a_node_holds_them() -> None:
+    seven = roles(config.load("janus_pro_7b"))
+
+    def groups(*rooms: Room) -> list[int]:
+        found = fitting_plan(seven, rooms)
+        return [int(b["GPU"]) for b in found.bundles if b["GPU"] > 1] if found else []
+
+    assert groups((11, 8)) == groups((8, 4), (8, 4)) == groups((8, 3), (8, 5)) == [4]
+    assert groups((8, 3), (8, 3), (8, 2)) == [2, 2]
+    assert groups((8, 1), *[(8, 1)] * 7) == []
+    assert fitting_plan(seven, [(8, 1)] * 8) == plan(seven)
+    assert fitting_plan(seven, [(8, 1)] * 7) is None

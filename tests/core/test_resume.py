@@ -1,6 +1,9 @@
 """A resumed run is the run that was begun: what may change, and what is refused with its difference."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import get_type_hints
 
@@ -8,6 +11,7 @@ import pytest
 
 from t2ir1_ray import config
 from t2ir1_ray.config import resuming
+from t2ir1_ray.config.portable import portable
 from t2ir1_ray.config.resuming import ON_RESUME, Change, change_of
 from t2ir1_ray.errors import UserError
 from t2ir1_ray.journal.resume import check_unchanged, record_inputs
@@ -61,6 +65,52 @@ def test_other_prompts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"prompts.jsonl: other contents"):
         check_unchanged(tmp_path, stored, stored, force=False)
     check_unchanged(tmp_path, stored, stored, force=True)
+
+
+ONE_JOB = """
+import sys
+from pathlib import Path
+from t2ir1_ray import config
+from t2ir1_ray.config.resuming import fingerprint
+from t2ir1_ray.journal.resume import check_unchanged, record_inputs
+run = Path(sys.argv[1])
+if run.exists():
+    stored = config.load(str(run / config.FILE))
+    check_unchanged(run, stored, config.load("shapes", ["policy.path=models/own", "data.prompts=own.jsonl"]))
+else:
+    stored = config.load("shapes", ["policy.path=models/own", "data.prompts=own.jsonl"])
+    config.save(stored, run / config.FILE)
+    record_inputs(run, stored)
+print(fingerprint(stored), stored.policy.path, stored.eval.prompts, stored.experts["hps"].path)
+"""
+
+
+def test_a_job_goes_on_with_the_run_of_another_one(tmp_path: Path) -> None:
+    """Each has Ray's own copy of the submitted folder, with the package and its shipped files in it."""
+    said = []
+    for job in ("_ray_pkg_a", "_ray_pkg_b"):
+        copy = tmp_path / f"session_{job}" / "runtime_resources" / "working_dir_files" / job
+        (copy / "models" / "own").mkdir(parents=True)
+        (copy / "own.jsonl").write_text('{"prompt": "a ring", "task_type": "object"}\n')
+        (copy / "t2ir1_ray").symlink_to(Path(config.__file__).parents[1])
+        command = [sys.executable, "-c", ONE_JOB, str(tmp_path / "run")]
+        env = {**os.environ, "PYTHONPATH": str(copy)}
+        done = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        settings, *paths = done.stdout.split()
+        assert all(path.startswith(str(copy)) for path in paths)  # absolute, for actors work elsewhere
+        said.append(settings)
+    assert said[0] == said[1]
+    written = (tmp_path / "run" / config.FILE).read_text()
+    assert "path: models/own" in written
+    assert "path: ${shipped:hps}" in written
+    assert "_ray_pkg" not in written
+
+
+def test_what_is_no_path_of_a_job_is_written_as_it_is() -> None:
+    for value in ("/models/janus", "runs", "org/model", "", str(config.SHIPPED), 3, None, ["/a", {"b": "/c"}]):
+        assert portable(value) == value
+    assert portable({"a": [str(config.SHIPPED / "hps")]}) == {"a": ["${shipped:hps}"]}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The README's commands as somebody types them who has just installed the package: as printed, with fewer steps."""
 
+import json
 import os
 import re
 import shlex
@@ -7,10 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 STEPS = 3
@@ -40,18 +44,44 @@ def prepared(command: str) -> list[str]:
 
 
 def train_as_printed(folder: Path) -> None:
-    """Run the first training command in a new folder; `dashboard.html` is what Ray's dashboard showed meanwhile."""
+    """Run the first training command in a new folder; `dashboard.html` is what Ray's dashboard showed meanwhile, and
+    `series.json` what Prometheus has scraped."""
     folder.mkdir()
     (train,) = (line for line in commands() if line.startswith("python -m t2ir1_ray.train train.seed=0"))
     log = folder / "train.log"
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "RAY_metrics_report_interval_ms": "500"}
     with running(prepared(train), log, cwd=folder, env=env) as process:
         while not (said := re.search(r"Ray dashboard (http://127\.0\.0\.1:\d+)", log.read_text())):
             assert process.poll() is None, log.read_text()
             time.sleep(0.2)
         (folder / "dashboard.html").write_text(wait_for_page(said[1], process, log))
-        assert process.wait(300) == 0, log.read_text()[-2000:]
+        with scraping(f"/tmp/ray/session_*_{process.pid}", folder / "prometheus") as found:
+            assert process.wait(300) == 0, log.read_text()[-2000:]
+            (folder / "series.json").write_text(json.dumps(found()))
     assert "Traceback" not in log.read_text()
+
+
+@contextmanager
+def scraping(session: str, folder: Path) -> Iterator[Callable[[], list[dict[str, str]]]]:
+    """Debian's Prometheus on the files in which Ray says where its metrics are. Yields what asks it for our series.
+
+    session: a pattern of the cluster's session folder.
+    """
+    folder.mkdir()
+    port = free_port()
+    targets = [f"{session}/prom_metrics_service_discovery.json"]
+    jobs = [{"job_name": "ray", "file_sd_configs": [{"files": targets, "refresh_interval": "1s"}]}]
+    settings = folder / "prometheus.yml"
+    settings.write_text(json.dumps({"global": {"scrape_interval": "500ms"}, "scrape_configs": jobs}))  # JSON is YAML
+    command = ["prometheus", f"--config.file={settings}", f"--storage.tsdb.path={folder / 'data'}"]
+
+    def series() -> list[dict[str, str]]:
+        query = urllib.parse.urlencode({"match[]": '{__name__=~"ray_t2ir1_.+"}'})
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/series?{query}", timeout=30) as answer:
+            return json.load(answer)["data"]
+
+    with running([*command, f"--web.listen-address=127.0.0.1:{port}"], folder / "log"):
+        yield series
 
 
 @contextmanager

@@ -25,6 +25,8 @@ STEPS = 6
 """Of the run that all others are compared with."""
 RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """Ray's own helpers, which look for their raylet only now and then: they end half a minute after a SIGKILL."""
+TIMED = ("time/", "throughput/", "usage/")
+"""Beginnings of what no two runs have alike."""
 UNCOMPARED = {"rollout/images_per_s", "actors/restarts", "padding"}
 
 
@@ -122,7 +124,7 @@ def assert_same_metrics(left: list[dict[str, Any]], right: list[dict[str, Any]],
     """Every figure but those of time, of restarted actors and of how samples were cut into micro-batches."""
     assert len(left) == len(right)
     for a, b in zip(left, right, strict=True):
-        timeless = {key for key in a if not key.startswith("time/")} - UNCOMPARED
+        timeless = {key for key in a if not key.startswith(TIMED)} - UNCOMPARED
         assert timeless <= b.keys()
         for key in timeless:
             assert a[key] == pytest.approx(b[key], rel=tolerance, abs=tolerance), (a["step"], key)

@@ -83,6 +83,7 @@ def test_more_than_is_free_is_refused_in_time(local_ray: None) -> None:
         placement.reserve(settings)
     assert time.monotonic() - begin < 10
     remove_placement_group(others)
+    settings.cluster.place_timeout_s = 30
     placement.reserve(settings).release()
 
 
