@@ -51,13 +51,20 @@ class LearnerActor:
         return self.rank.step(batch, on_policy)
 
     def publish(self, version: int) -> "tuple[Weights | None, str | None]":
-        """The current parameters as `version`, and their checksum; None on ranks other than 0."""
-        from actors.weights import Weights, checksum
+        """The current parameters as `version`, and their digest; None on ranks other than 0.
 
-        state = self.rank.trainable_state()
-        if state is None:
+        On a CPU the parameters themselves: Ray copies them, once, before the next call.
+        """
+        from actors.weights import Digest, Weights
+
+        state, digest = {}, Digest()
+        for name, tensor in self.rank.gather_trainable():
+            if self.rank.rank == 0:
+                digest.add(name, tensor)
+                state[name] = tensor.cpu()
+        if self.rank.rank:
             return None, None
-        return Weights.pack(version, state), checksum(state)
+        return Weights.pack(version, state), digest.hexdigest()
 
     def join_transfer(self, host: str, port: int, actors: list[Any], timeout_s: float) -> None:
         """Open the NCCL transfer to the rollout actors."""

@@ -14,7 +14,7 @@ from vllm.distributed.weight_transfer.base import ParamMeta, TrainerWeightTransf
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
 from actors.calls import numbered, wait_for_all
-from actors.weights import digest, fingerprint
+from actors.weights import Digest
 from learner.rank import LearnerRank
 
 
@@ -49,14 +49,15 @@ class ShardedSource(WeightSource):
 
     def __init__(self, rank: LearnerRank):
         self.rank = rank
-        self.fingerprints: dict[str, str] = {}
+        self.sent = Digest()
 
     def metadata(self) -> list[ParamMeta]:
         return [ParamMeta(name, dtype, shape) for name, dtype, shape in self.rank.trainable_metadata()]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        self.sent = Digest()
         for name, tensor in self.rank.gather_trainable():
-            self.fingerprints[name] = fingerprint(tensor)
+            self.sent.add(name, tensor)
             yield name, tensor
 
 
@@ -76,4 +77,4 @@ class NcclSender:
         """Broadcast the current parameters as `version`; returns their digest when every rollout actor has them."""
         self.client.version = version
         self.engine.send_weights()
-        return digest(self.source.fingerprints)
+        return self.source.sent.hexdigest()

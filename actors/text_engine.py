@@ -19,7 +19,7 @@ from vllm.config import WeightTransferConfig
 from vllm.distributed import cleanup_dist_env_and_memory
 
 from actors.vllm_model import ARCHITECTURE, JanusTrunk, write_engine_config
-from actors.weights import digest
+from actors.weights import Digest
 
 
 class Plan(NamedTuple):
@@ -81,17 +81,17 @@ class TextEngine:
 
     def take_weights(self, weights: Mapping[str, Tensor]) -> str:
         """Replace the given parameters (transformers' names of Janus); returns the digest of what the model took in."""
-        self.trunk.received.clear()
+        self.trunk.received = Digest()
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
         self._forget_prefixes()
-        return digest(self.trunk.received)
+        return self.trunk.received.hexdigest()
 
     def join_transfer(self, init_info: dict[str, Any]) -> None:
         """Enter the NCCL group of weight transfers (`nccl_transfer.py`)."""
         self._llm.init_weight_transfer_engine({"init_info": init_info})
 
     def start_update(self) -> None:
-        self.trunk.received.clear()
+        self.trunk.received = Digest()
         self._llm.start_weight_update()
 
     def receive_update(self, update_info: dict[str, Any]) -> None:
@@ -101,7 +101,7 @@ class TextEngine:
         """End an update over NCCL; returns the digest of what the model took in."""
         self._llm.finish_weight_update()
         self._forget_prefixes()
-        return digest(self.trunk.received)
+        return self.trunk.received.hexdigest()
 
     def _forget_prefixes(self) -> None:
         if not self._llm.reset_prefix_cache():

@@ -15,7 +15,7 @@ from transformers.models.janus.modeling_janus import JanusVQVAEAlignerMLP, Janus
 from vllm.config import VllmConfig
 from vllm.model_executor.models.llama import LlamaForCausalLM
 
-from actors.weights import fingerprint
+from actors.weights import Digest
 
 ARCHITECTURE = "JanusTrunk"
 _PREFIXES = {"model.language_model.": "model.", "lm_head.": "lm_head.", "model.generation_": "generation_"}
@@ -30,7 +30,9 @@ class JanusTrunk(LlamaForCausalLM):
         self.generation_embeddings = nn.Embedding(vq.num_embeddings, vq.embed_dim)
         self.generation_aligner = JanusVQVAEAlignerMLP(vq)
         self.generation_head = JanusVQVAEHead(vq)
-        self.received: dict[str, str] = {}  # fingerprints of what the latest update brought, by transformers' names
+        self.device = vllm_config.device_config.device
+        self.received = Digest()
+        """Of what the latest update brought, under transformers' names."""
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Accepts transformers' names of the whole Janus model and keeps what it has modules for."""
@@ -38,7 +40,8 @@ class JanusTrunk(LlamaForCausalLM):
 
     def _renamed(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in weights:
-            self.received[name] = fingerprint(tensor)
+            tensor = tensor.to(self.device)  # there the digest costs nothing, and the copy is wanted anyway
+            self.received.add(name, tensor)
             for old, new in _PREFIXES.items():
                 if name.startswith(old):
                     yield new + name.removeprefix(old), tensor

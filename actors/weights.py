@@ -1,16 +1,24 @@
-"""The way of a policy version from the learner to the rollout actors through Ray's object store.
+"""The way of a policy version from the learner to the rollout actors through Ray's object store, and its digest.
 
 A version is one object: written once by learner rank 0, mapped read-only by every rollout actor of a node.
 """
 
 import hashlib
+import os
 import warnings
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
+
+BLOCK = 1 << 15
+"""Words of 32 bits in one sum of a digest."""
+BLOCKS_AT_ONCE = 128
+"""On a GPU; their products take 32 MiB."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,7 @@ class Weights:
 
     @classmethod
     def pack(cls, version: int, state: Mapping[str, Tensor]) -> "Weights":
-        """state: contiguous CPU tensors."""
+        """state: CPU tensors; what is contiguous is not copied."""
         return cls(
             version,
             {name: tensor.contiguous().view(-1).view(torch.uint8).numpy() for name, tensor in state.items()},
@@ -40,23 +48,89 @@ class Weights:
             }
 
 
-def fingerprint(tensor: Tensor) -> str:
-    """Shape, dtype and two sums of the raw words, plain and weighted by position, on the tensor's own device.
+class Digest:
+    """64 bits of a state's names, shapes, dtypes and contents, the same on every device and in every order of tensors.
 
-    As fast as memory, unlike a cryptographic hash, and enough to notice a stale, partial or permuted transfer.
+    Each tensor is read where it lies: on a GPU at once, on a CPU by threads while the caller goes on, so that it must
+    not change before `hexdigest`.
     """
-    flat = tensor.detach().contiguous().view(-1)
-    words = flat.view(torch.int16 if flat.element_size() == 2 else torch.int32).long()
-    ramp = torch.arange(words.numel(), device=words.device) % 65521 + 1
-    return f"{tuple(tensor.shape)} {tensor.dtype} {int(words.sum())} {int((words * ramp).sum())}"
 
+    def __init__(self) -> None:
+        self._sums: dict[str, Future[Tensor]] = {}
+        self._kinds: dict[str, str] = {}
 
-def digest(fingerprints: Mapping[str, str]) -> str:
-    """64-bit digest of a state, from the fingerprints of its tensors by name."""
-    text = "\n".join(f"{name} {fingerprints[name]}" for name in sorted(fingerprints))
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    def add(self, name: str, tensor: Tensor) -> None:
+        self._kinds[name] = f"{name} {tuple(tensor.shape)} {tensor.dtype}"
+        if tensor.device.type == "cpu":
+            self._sums[name] = _threads().submit(block_sums, tensor)
+        else:
+            self._sums[name] = Future()
+            # `cpu` waits for the device: buffers that several streams share are not taken away before they are read.
+            self._sums[name].set_result(block_sums(tensor).cpu())
+
+    def hexdigest(self) -> str:
+        found = hashlib.blake2b(digest_size=8)
+        for name in sorted(self._sums):
+            found.update(f"{self._kinds[name]}\n".encode())
+            found.update(self._sums[name].result().numpy().tobytes())
+        return found.hexdigest()
 
 
 def checksum(state: Mapping[str, Tensor]) -> str:
-    """Digest of names, shapes, dtypes and contents: equal states give equal digests, on any device."""
-    return digest({name: fingerprint(tensor) for name, tensor in state.items()})
+    """The `Digest` of a whole state."""
+    digest = Digest()
+    for name, tensor in state.items():
+        digest.add(name, tensor)
+    return digest.hexdigest()
+
+
+def block_sums(tensor: Tensor) -> Tensor:
+    """A sum for every `BLOCK` words of the tensor's raw bytes: (blocks,) int64 on its device.
+
+    Multilinear hashing (Lemire and Kaser, arXiv 1202.4961): words of 32 bits times fixed odd numbers of 64 bits, one
+    per place, summed modulo 2^64. A change of one word always shows; one of several (a swap, flips that cancel in a
+    plain sum) but for a chance of about 2^-32; blocks are told apart by their order. Integers, so that every device and
+    every number of threads finds the same.
+    """
+    words = _words(tensor)
+    factors = _factors(words.device)
+    whole = len(words) // BLOCK
+    blocks, rest = words[: whole * BLOCK].view(whole, BLOCK), words[whole * BLOCK :]
+    sums = _dots(blocks, factors) if words.device.type == "cpu" else _products(blocks, factors)
+    return torch.cat([sums, (rest * factors[: len(rest)]).sum()[None]]) if len(rest) else sums
+
+
+def _dots(blocks: Tensor, factors: Tensor) -> Tensor:
+    """`blocks` @ `factors` on a CPU, one block at a time: it stays in the cache."""
+    wide = torch.empty_like(factors)
+    sums = [torch.dot(wide.copy_(block), factors) for block in blocks]
+    return torch.stack(sums) if sums else wide[:0]
+
+
+def _products(blocks: Tensor, factors: Tensor) -> Tensor:
+    """`blocks` @ `factors` on a GPU, which has no such product of integers: many blocks at a time."""
+    sums = [(part * factors).sum(1) for part in blocks.split(BLOCKS_AT_ONCE)]
+    return torch.cat(sums)
+
+
+def _words(tensor: Tensor) -> Tensor:
+    """The tensor's bytes as int32; zeros behind them, in a copy, where they are no multiple of four."""
+    raw = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    if len(raw) % 4 or raw.storage_offset() % 4:
+        padded = raw.new_zeros(-(-len(raw) // 4) * 4)
+        padded[: len(raw)] = raw
+        raw = padded
+    return raw.view(torch.int32)
+
+
+@cache
+def _factors(device: torch.device) -> Tensor:
+    """(BLOCK,) int64, odd, the same in every process."""
+    stream = hashlib.shake_256(b"digest of a policy version").digest(8 * BLOCK)
+    return torch.from_numpy(np.frombuffer(stream, "<i8") | 1).to(device)
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """Ray leaves an actor one OpenMP thread; these read memory for a moment and sleep."""
+    return ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0))), "digest")

@@ -194,11 +194,14 @@ class LearnerRank:
                 yield name, value()
 
     def trainable_state(self) -> dict[str, Tensor] | None:
-        """The trained parameters under transformers' names on the CPU; None on ranks other than 0."""
+        """The trained parameters under transformers' names on the CPU; None on ranks other than 0.
+
+        Where they lie there already, they are not copied: they change with the next step.
+        """
         state = {}
         for name, tensor in self.gather_trainable():
             if self.rank == 0:
-                state[name] = tensor.to("cpu", copy=True)
+                state[name] = tensor.cpu()
         return state if self.rank == 0 else None
 
     def export_policy(self, folder: Path) -> None:

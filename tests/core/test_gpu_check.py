@@ -30,6 +30,7 @@ def test_every_part_has_figures_and_no_error(part: str) -> None:
     for figure in found:
         assert not figure.keys() & {"error", "refused", "skipped"}, figure
         assert figure.get("relative_difference", 0) < 0.05
+        assert figure.get("as_cpu", True), figure
         if figure.get("dtype") == "float32":
             assert figure.get("max_abs_difference", 0) < 1e-4
 

@@ -9,10 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from actors.weights import fingerprint
+from actors.weights import block_sums, checksum
 from tests.gpu.measure import CUDA, DEVICE, GB, card, clock, peak_gb
 
-CHUNK = 1 << 24  # words
 THREADS = (1, 8, 16)
 
 
@@ -27,31 +26,13 @@ def figures(tiny: bool) -> Iterator[dict[str, object]]:
 
 def _digests(embedding: Tensor, small: Tensor) -> Iterator[dict[str, object]]:
     bound = card().copy_gb_per_s / 2  # a digest reads, a copy also writes
-    same = chunked(embedding) == fingerprint(embedding)
-    for way, digest in {"fingerprint": fingerprint, "in chunks": chunked}.items():
-        peak = peak_gb(partial(digest, embedding))
-        rate = embedding.nbytes / GB / clock(partial(digest, embedding), 3, 1)
-        found = {"what": f"digest on {DEVICE.type}, {way}", "GB_per_s": rate, "share": rate / bound, "peak_GB": peak}
-        yield found | {"chunks_agree": same}
-    threads = torch.get_num_threads()
-    for way, digest in {"fingerprint": fingerprint, "in chunks": chunked}.items():
-        for count in _possible():
-            torch.set_num_threads(count)
-            taken = clock(partial(digest, small), 1, 0)
-            yield {"what": f"digest on cpu, {way}", "threads": count, "GB_per_s": small.nbytes / GB / taken}
-    torch.set_num_threads(threads)
-
-
-def chunked(tensor: Tensor) -> str:
-    """`fingerprint` with at most 3 x 8 bytes for each of `CHUNK` words at a time."""
-    words = tensor.detach().contiguous().view(-1).view(torch.int16 if tensor.element_size() == 2 else torch.int32)
-    sums = torch.zeros(2, dtype=torch.int64, device=tensor.device)
-    for start in range(0, len(words), CHUNK):
-        part = words[start : start + CHUNK].long()
-        ramp = torch.arange(start, start + len(part), device=part.device) % 65521 + 1
-        sums += torch.stack([part.sum(), (part * ramp).sum()])
-    plain, weighted = sums.tolist()
-    return f"{tuple(tensor.shape)} {tensor.dtype} {plain} {weighted}"
+    rate = embedding.nbytes / GB / clock(partial(block_sums, embedding), 3, 1)
+    peak = peak_gb(partial(block_sums, embedding))
+    same = torch.equal(block_sums(embedding[: len(small)]).cpu(), block_sums(small))
+    yield {"what": f"digest on {DEVICE.type}", "GB_per_s": rate, "share": rate / bound, "peak_GB": peak, "as_cpu": same}
+    pieces = {str(index): piece for index, piece in enumerate(small.chunk(64))}
+    rate = small.nbytes / GB / clock(partial(checksum, pieces), 2, 1)
+    yield {"what": "digest on cpu, its own threads", "GB_per_s": rate}
 
 
 def _threads(small: Tensor) -> Iterator[dict[str, object]]:
