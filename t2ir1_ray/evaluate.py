@@ -21,11 +21,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from t2ir1_ray.benchmarks import BENCHMARKS
 from t2ir1_ray.benchmarks.base import Benchmark, Found, Item, View
-from t2ir1_ray.benchmarks.judges import expert_configs
 from t2ir1_ray.benchmarks.results import Results, against, markdown, read_base, show, summarise
 from t2ir1_ray.config import Config, ExpertConfig
 from t2ir1_ray.entry import Parser, run_entry
 from t2ir1_ray.errors import UserError
+from t2ir1_ray.fitting.judges import expert_configs
 from t2ir1_ray.fitting.prompts import check_tokens
 from t2ir1_ray.generate import check_numbers, checkpoint_config, save_png
 from t2ir1_ray.records.filenames import file_name
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> None:
     needed = benchmark.judges(items)
     remote = bool(config.cluster.address or os.environ.get("RAY_ADDRESS"))
     gpus = config.rollout.num_gpus > 0
-    experts = expert_configs(benchmark, needed & benchmark.needs.keys(), options.expert, gpus, remote)
+    experts = expert_configs(benchmark.needs, needed & benchmark.needs.keys(), options.expert, gpus, remote)
     if "judge" in needed and not (options.judge_url and options.judge_model):
         raise UserError(f"--judge-url, --judge-model: {options.benchmark} is judged by a model: name its endpoint")
     if options.judge_url and not options.judge_url.startswith(("http://", "https://")):

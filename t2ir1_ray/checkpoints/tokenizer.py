@@ -21,6 +21,8 @@ PROBES = (
     "caf\N{LATIN SMALL LETTER E WITH ACUTE} \N{FULLWIDTH EXCLAMATION MARK} \N{CJK UNIFIED IDEOGRAPH-732B} \N{SNOWMAN}",
 )
 """Texts on which normalizers and pre-tokenizers differ."""
+MOST_IDS = 1 << 24
+"""The largest published vocabularies have some 260,000; libraries walk over every id up to the largest."""
 
 
 def load_tokenizer(folder: Path, field: str) -> TokenizersBackend:
@@ -37,6 +39,9 @@ def load_tokenizer(folder: Path, field: str) -> TokenizersBackend:
         )
     with refuse(f"{field}: {folder}: its tokenizer cannot be read"):
         stated = Tokenizer.from_file(str(file))
+        word, largest = max(stated.get_vocab().items(), key=lambda entry: entry[1], default=("", 0))
+        if largest >= MOST_IDS:
+            raise UserError(f"{field}: {file}: {word!r:.80} has the id {largest}: download the checkpoint again")
         tokenizer = TokenizersBackend.from_pretrained(folder, local_files_only=True)
         _hold_against(stated, tokenizer, f"{field}: {file}")
     return tokenizer

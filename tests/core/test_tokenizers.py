@@ -82,3 +82,12 @@ def test_a_vocabulary_without_its_rules_is_refused(files: list[str], tiny_janus:
     for name in files:
         (folder / name).write_text(json.dumps(vocabulary) if name.endswith(".json") else "\n".join(vocabulary))
     refused(lambda: policy.load_tokenizer(str(folder)), "policy.path", "no tokenizer.json", "save_pretrained")
+
+
+def test_ids_that_no_vocabulary_has_are_refused_at_once(tiny_janus: Path, tmp_path: Path) -> None:
+    """The tokenizers library walks over every id up to the largest: half a minute for 2^31."""
+    folder = shutil.copytree(tiny_janus, tmp_path / "policy")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["vocab"]["left"] = 1 << 31
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    refused(lambda: policy.load_tokenizer(str(folder)), "policy.path", "'left' has the id 2147483648")
