@@ -1,20 +1,27 @@
 """The token-CoT: image tokens by guided decoding through the text engine's own modules.
 
-A static KV cache, one prefill, then one forward pass per image token; nothing in the loop waits for the device.
-Prompts are padded on the left and every row counts positions from its own first token, so an image does not depend
-on the prompts that it shares a batch with.
+Prompts are read once, then every image token is one step over state that stays where it is (`image_state`): on a GPU
+all steps but the first of a kind are replays of a CUDA graph (`step_graphs`), on a CPU the same function runs as it
+is. Every row has its own length and its own random stream, so an image does not depend on those beside it.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
+from actors.image_state import ImageState, KeyValueMemory, round_up
+from actors.image_step import Draw, draw_token, next_token, read_prompts
+from actors.step_graphs import StepGraphs
+
 if TYPE_CHECKING:
     from actors.vllm_model import JanusTrunk
+
+COLUMNS = 64
+"""Columns of the cache are allocated, and attended to, in multiples of this: few shapes, few graphs."""
 
 
 class ImageTokens(NamedTuple):
@@ -25,12 +32,23 @@ class ImageTokens(NamedTuple):
 
 
 class ImageDecoder:
-    """Samples image tokens from softmax((uncond + w (cond - uncond)) / temperature) (Janus-Pro, equation of CFG)."""
+    """Samples image tokens from softmax((uncond + w (cond - uncond)) / temperature) (Janus-Pro, equation of CFG).
 
-    def __init__(self, trunk: "JanusTrunk", pad_id: int, num_tokens: int):
+    Memory is kept between calls and grows to the largest one.
+    """
+
+    def __init__(self, trunk: "JanusTrunk", pad_id: int, num_tokens: int, round_rows: bool | None = None):
+        """round_rows: decode for a few numbers of images only and cut the rest off (default: on a GPU, where every
+        number has graphs of its own)."""
         self.trunk = trunk
         self.pad_id = pad_id
         self.num_tokens = num_tokens
+        cuda = trunk.lm_head.weight.is_cuda
+        self.round_rows = cuda if round_rows is None else round_rows
+        self.memory = KeyValueMemory(trunk)
+        self.graphs = StepGraphs(cuda)
+        self.states: dict[tuple[int, bool], ImageState] = {}
+        self.columns = 0
 
     @torch.inference_mode()
     def generate(
@@ -47,89 +65,39 @@ class ImageDecoder:
         `unconditional`: the row that guidance subtracts, as long as its prompt; unused when `guidance` is 1.
         Each image has a random stream of its own, from its seed. `temperature=0`: greedy.
         """
-        guided = guidance != 1.0
-        batch = len(prompts)
-        rows = [*prompts, *unconditional] if guided else list(prompts)
-        device = self.trunk.lm_head.weight.device
-        ids, padding = _left_pad(rows, self.pad_id, device)
-        cache = _StaticCache(self.trunk, padding, ids.shape[1] + self.num_tokens)
-        uniforms = _uniforms(seeds, self.num_tokens).to(device)
+        guided, wanted = guidance != 1.0, len(prompts)
+        spare = (_rounded(wanted) - wanted) if self.round_rows else 0
+        prompts = [*prompts, *[prompts[0]] * spare]
+        unconditional = [*unconditional, *[unconditional[0]] * spare] if guided else []
+        longest = max(map(len, prompts))
+        state = self._state(len(prompts), guided, longest + self.num_tokens)
+        state.begin([*prompts, *unconditional], _uniforms([*seeds, *[0] * spare], self.num_tokens))
+        draw = Draw(guidance, temperature, guided_logprobs)
+        draw_token(self.trunk, state, draw, read_prompts(self.trunk, state, prompts, unconditional, self.pad_id))
+        for filled in range(longest + 1, longest + self.num_tokens):
+            end = round_up(filled, COLUMNS)
+            self.graphs.run((len(prompts), guided, end, draw), partial(next_token, self.trunk, state, draw, end))
+        return ImageTokens(state.ids[:wanted].clone(), state.logprobs[:wanted].clone())
 
-        hidden = cache.forward(self.trunk.model.embed_tokens(ids.flatten()).view(*ids.shape, -1))[:, -1]
-        tokens, logprobs = [], []
-        for step in range(self.num_tokens):
-            logits = self.trunk.generation_head(hidden).float()
-            conditional = logits[:batch]
-            mixed = logits[batch:] + guidance * (conditional - logits[batch:]) if guided else conditional
-            token = _pick(mixed, uniforms[:, step], temperature)
-            tokens.append(token)
-            scaled = (mixed if guided_logprobs else conditional) / (temperature or 1.0)
-            logprobs.append(scaled.log_softmax(-1).gather(1, token[:, None])[:, 0])
-            if step + 1 < self.num_tokens:
-                embedded = self.embed(token)
-                hidden = cache.forward(embedded.repeat(2, 1)[:, None] if guided else embedded[:, None])[:, -1]
-        return ImageTokens(torch.stack(tokens, 1), torch.stack(logprobs, 1))
-
-    def embed(self, image_ids: Tensor) -> Tensor:
-        """Input embeddings (..., hidden) of image tokens (...)."""
-        return self.trunk.generation_aligner(self.trunk.generation_embeddings(image_ids))
-
-
-class _StaticCache:
-    """Keys and values of all layers for a fixed number of rows and columns, and the forward pass that fills them."""
-
-    def __init__(self, trunk: "JanusTrunk", padding: Tensor, columns: int):
-        """`padding`: (R,) number of padding tokens on the left of each row."""
-        self.layers = trunk.model.layers
-        self.norm = trunk.model.norm
-        attention = self.layers[0].self_attn
-        self.head_dim = attention.head_dim
-        self.kv_heads = attention.kv_size // self.head_dim
-        weight = trunk.model.embed_tokens.weight
-        shape = (len(self.layers), len(padding), self.kv_heads, columns, self.head_dim)
-        self.keys = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
-        self.values = torch.zeros_like(self.keys)
-        self.padding = padding
-        self.columns = torch.arange(columns, device=weight.device)
-        self.filled = 0
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Final hidden states of the next columns. hidden: (R, C, H) embeddings -> (R, C, H)."""
-        rows, count, width = hidden.shape
-        start, end = self.filled, self.filled + count
-        columns = self.columns[start:end]
-        positions = (columns - self.padding[:, None]).clamp_min(0).flatten()
-        visible = (self.columns[:end] <= columns[:, None]) & (self.columns[:end] >= self.padding[:, None, None])
-        # A padding query sees itself, so that its softmax has a value; no real token ever sees it.
-        mask = (visible | (self.columns[:end] == columns[:, None]))[:, None]
-        hidden, residual = hidden.reshape(rows * count, width), None
-        for index, layer in enumerate(self.layers):
-            if residual is None:
-                residual, hidden = hidden, layer.input_layernorm(hidden)
-            else:
-                hidden, residual = layer.input_layernorm(hidden, residual)
-            hidden = self._attend(index, layer.self_attn, hidden, positions, mask, (rows, start, end))
-            hidden, residual = layer.post_attention_layernorm(hidden, residual)
-            hidden = layer.mlp(hidden)
-        self.filled = end
-        return self.norm(hidden, residual)[0].view(rows, count, width)
-
-    def _attend(self, index, attention, hidden, positions, mask, span) -> Tensor:
-        rows, start, end = span
-        sizes = [attention.q_size, attention.kv_size, attention.kv_size]
-        query, key, value = attention.qkv_proj(hidden)[0].split(sizes, -1)
-        query, key = attention.rotary_emb(positions, query.contiguous(), key.contiguous())
-        heads = (rows, end - start, -1, self.head_dim)
-        self.keys[index, :, :, start:end] = key.view(heads).transpose(1, 2)
-        self.values[index, :, :, start:end] = value.reshape(heads).transpose(1, 2)
-        mixed = F.scaled_dot_product_attention(
-            query.view(heads).transpose(1, 2),
-            self.keys[index, :, :, :end],
-            self.values[index, :, :, :end],
-            attn_mask=mask,
-            enable_gqa=attention.q_size != attention.kv_size,
+    def _state(self, images: int, guided: bool, columns: int) -> ImageState:
+        """Of that shape. Graphs are forgotten when what they read or write has moved."""
+        rows = 2 * images if guided else images
+        columns = max(self.columns, round_up(columns, COLUMNS))
+        grows = not self.memory.holds(rows, columns)
+        if grows or columns != self.columns:
+            self.states.clear()
+            self.graphs.clear()
+            self.columns = columns
+        if grows:
+            self.memory.grow(rows, columns)
+        self.graphs.hold([parameter.data_ptr() for parameter in self.trunk.parameters()])
+        key = images, guided
+        if key not in self.states:
+            self.states[key] = ImageState(self.trunk, self.memory.view(rows, columns), images, self.num_tokens)
+        self.states[key].embeddings.copy_(
+            self.trunk.generation_aligner(self.trunk.generation_embeddings.weight)  # of all codes
         )
-        return attention.o_proj(mixed.transpose(1, 2).reshape(rows * (end - start), -1))[0]
+        return self.states[key]
 
 
 def to_pixels(vq: JanusVQVAE, image_ids: Tensor) -> Tensor:
@@ -138,12 +106,9 @@ def to_pixels(vq: JanusVQVAE, image_ids: Tensor) -> Tensor:
     return ((decoded + 1) / 2 * 255).clamp(0, 255).to(torch.uint8).cpu()
 
 
-def _left_pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(R, C) int64 ids and (R,) number of padding tokens."""
-    width = max(map(len, rows))
-    padding = torch.tensor([width - len(row) for row in rows])
-    ids = torch.tensor([[pad_id] * (width - len(row)) + list(map(int, row)) for row in rows])
-    return ids.to(device), padding.to(device)
+def _rounded(images: int) -> int:
+    """1, 2, 4, 8 and multiples of 8."""
+    return round_up(images, 8) if images > 4 else 1 << (images - 1).bit_length()
 
 
 def _uniforms(seeds: Sequence[int], count: int) -> Tensor:
@@ -151,12 +116,3 @@ def _uniforms(seeds: Sequence[int], count: int) -> Tensor:
     return torch.stack(
         [torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(int(s))) for s in seeds]
     )
-
-
-def _pick(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
-    """Inverse-CDF sampling, one uniform number per row: (B, V) float32, (B,) float64 -> (B,) int64."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    cdf = (logits / temperature).double().softmax(-1).cumsum(-1)
-    index = torch.searchsorted(cdf, (uniform * cdf[:, -1])[:, None], right=True)[:, 0]
-    return index.clamp_max(logits.shape[-1] - 1)

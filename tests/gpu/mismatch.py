@@ -6,7 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actors.image_decoder import ImageDecoder, _left_pad, _StaticCache
+from actors.image_decoder import ImageDecoder
+from actors.image_state import ImageState, KeyValueMemory
+from actors.image_step import one_token, read_prompts
 from learner.logprobs import score_rollouts
 from learner.packing import Sequences
 from t2ir1_ray.janus.policy import unconditional_ids
@@ -47,13 +49,18 @@ def figures(tiny: bool) -> Iterator[dict[str, object]]:
 @torch.inference_mode()
 def sampled_plans(trunk: TorchTrunk, prompts: Sequence[Sequence[int]], count: int) -> tuple[Tensor, Tensor]:
     """(B, count) token ids and their log-probs, drawn with the image decoder's cache: token by token, as vLLM does."""
-    ids, padding = _left_pad(prompts, PAD, trunk.lm_head.weight.device)
-    cache = _StaticCache(trunk, padding, ids.shape[1] + count)
+    columns = max(map(len, prompts)) + count
+    memory = KeyValueMemory(trunk)
+    memory.grow(len(prompts), columns)
+    state = ImageState(trunk, memory.view(len(prompts), columns), len(prompts), 0)
+    state.begin(prompts, state.uniforms)
+    hidden = read_prompts(trunk, state, prompts, [], PAD)
     tokens, logprobs = [], []
     for _ in range(count):
-        embeds = trunk.model.embed_tokens(ids.flatten()).view(*ids.shape, -1)
-        scores = trunk.lm_head(cache.forward(embeds)[:, -1]).float().log_softmax(-1)
+        scores = trunk.lm_head(hidden).float().log_softmax(-1)
         ids = torch.multinomial(scores.exp(), 1)
         tokens.append(ids)
         logprobs.append(scores.gather(1, ids))
+        hidden = one_token(trunk, state.cache, trunk.model.embed_tokens(ids[:, 0]), state.lengths, state.columns)
+        state.lengths += 1
     return torch.cat(tokens, 1), torch.cat(logprobs, 1)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from actors.image_decoder import ImageDecoder, _pick
+from actors.image_step import pick
 from tests.gpu.attention import Shape, Way
 from tests.gpu.measure import DEVICE
 from tests.torch_trunk import TorchTrunk
@@ -37,16 +37,15 @@ class Cache:
 
 
 class Step:
-    """The body of `ImageDecoder.generate`'s loop, attention in one of several ways; `logits`: (R / 2, codes)."""
+    """A step like `image_step.next_token`, attention in one of several ways; `logits`: (R / 2, codes)."""
 
     def __init__(self, trunk: TorchTrunk, cache: Cache, way: Way):
         self.trunk, self.cache, self.way = trunk, cache, way
-        self.decoder = ImageDecoder(trunk, 0, 1)
         rows = cache.rows
         self.row = torch.arange(rows, device=DEVICE)
         self.lengths = torch.full((rows,), cache.shape.filled, device=DEVICE) - (self.row % 17 if way.ragged else 0)
         self.token = torch.arange(rows // 2, device=DEVICE)
-        self.uniform = torch.full((rows // 2,), 0.5, dtype=torch.float64, device=DEVICE)
+        self.uniform = torch.full((rows // 2, 1), 0.5, dtype=torch.float64, device=DEVICE)
         self.logits = torch.zeros(rows // 2, trunk.generation_head.vision_head.out_features, device=DEVICE)
         heads = trunk.model.layers[0].self_attn.q_size // cache.head_dim
         self.query = torch.randn(rows, heads, cache.head_dim, device=DEVICE).to(cache.memory.dtype)
@@ -54,7 +53,10 @@ class Step:
     def __call__(self) -> Tensor:
         """The next token (R / 2,) of each image."""
         prepared = self.way.prepare(self.lengths)
-        hidden, residual = self.decoder.embed(self.token).repeat(2, 1), None
+        hidden, residual = (
+            self.trunk.generation_aligner(self.trunk.generation_embeddings(self.token)).repeat(2, 1),
+            None,
+        )
         for index, layer in enumerate(self.trunk.model.layers):
             if residual is None:
                 residual, hidden = hidden, layer.input_layernorm(hidden)
@@ -66,9 +68,9 @@ class Step:
         logits = self.trunk.generation_head(self.trunk.model.norm(hidden, residual)[0]).float()
         conditional, free = logits.chunk(2)
         self.logits.copy_(free + GUIDANCE * (conditional - free))
-        token = _pick(self.logits, self.uniform, 1.0)
-        conditional.log_softmax(-1).gather(1, token[:, None])
-        return token
+        token = pick(self.logits, self.uniform, 1.0)
+        conditional.log_softmax(-1).gather(1, token)
+        return token[:, 0]
 
     def attention_alone(self) -> None:
         """Attention of every layer, for one query."""
