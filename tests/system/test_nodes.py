@@ -41,6 +41,10 @@ except UserError as error:
 else:
     print(json.dumps("agreed"))
 """
+MACHINES = """
+from t2ir1_ray import config, doctor
+print(json.dumps([str(check) for check in doctor.machines(config.load("shapes", sys.argv[1:]), measure=True)]))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -110,12 +114,10 @@ def test_the_doctor_looks_at_every_node(nodes: Nodes, tmp_path: Path) -> None:
     shutil.copy(nodes.env["RAY_AUTH_TOKEN_PATH"], token)
     token.chmod(0o644)
     added = [nodes.add(2), nodes.add(2, RAY_AUTH_TOKEN_PATH=str(token))]
-    asked = ["-m", "t2ir1_ray.doctor", "--network", f"cluster.address={nodes.address}", f"journal.root={tmp_path}"]
-    with nodes.run(*asked, cwd=ROOT) as doctor:
-        said, _ = doctor.communicate(timeout=200)
-    assert doctor.returncode == 0, said
-    lines = [line for line in said.splitlines() if "node " in line]
-    assert len(lines) == 3 + 2, said
+    settings = [f"cluster.address={nodes.address}", f"journal.root={tmp_path}"]
+    *lines, cluster = nodes.script(MACHINES, *settings)
+    assert len(lines) == 3 + 2, lines
+    assert cluster == f"ok    cluster {nodes.address}: 3 nodes, 4 CPUs, 0 GPUs"
     head, good = (line for line in lines if "same versions and code, run folder shared" in line)
     assert added[0][:6] in head + good
     assert all(line.startswith("ok") and "/dev/shm" in line and "free for /tmp/ray" in line for line in (head, good))
