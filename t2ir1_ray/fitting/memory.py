@@ -328,6 +328,8 @@ def table(rows: Sequence[RoleMemory]) -> str:
 
 
 def amount(gb: float) -> str:
+    if gb >= 999.5:
+        return f"{gb / 1000:.3g} TB"
     return f"{gb:.3g} GB" if gb >= 0.1 else f"{1000 * gb:.3g} MB"
 
 

@@ -123,9 +123,8 @@ def works(node: Mapping[str, Any]) -> bool:
 
 def driver(alive: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> Iterator[Check]:
     """The driver needs no GPU and no CPU that Ray counts: a head that offers none is the right place for it."""
-    here = ray.get_runtime_context().get_node_id()
-    head = next((n for n, node in alive.items() if "node:__internal_head__" in node["Resources"]), here)
-    if len(alive) > 1 and works(alive[head]):
+    head = next((n for n, node in alive.items() if "node:__internal_head__" in node["Resources"]), None)
+    if head and len(alive) > 1 and works(alive[head]):
         text = f"{names[head]}: is the head, and actors may be placed beside its services and the driver"
         yield Check("warn", f"{text}: ray start --head --num-cpus=0 --num-gpus=0")
 

@@ -112,6 +112,11 @@ def test_a_library_that_does_not_load_fails(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(doctor, "try_to_load", lambda name: (name != "torchvision", "undefined symbol: _ZN3c10"))
     failed = [check.text for check in doctor.libraries() if check.level == "FAIL"]
     assert any("torchvision does not load" in text and "_ZN3c10" in text and "\n" not in text for text in failed)
+    lacks = "ImportError: libnuma.so.1: cannot open shared object file: No such file or directory"
+    monkeypatch.setattr(doctor, "try_to_load", lambda name: (name != "vllm", lacks))
+    assert [text.rpartition(": ")[2] for text in (c.text for c in doctor.libraries() if c.level == "FAIL")][-1:] == [
+        "apt-get install libnuma1"
+    ]
 
 
 def test_gpus_that_torch_cannot_use_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,12 +150,19 @@ def test_nodes_of_a_cluster_tell_the_memory_of_their_gpus(tmp_path: Path, monkey
     gpus(monkeypatch, tmp_path / "bin", 81920, 40960)
     script = """if True:
         import dataclasses, json, ray
-        from t2ir1_ray.doctor import cluster_nodes
+        from t2ir1_ray import config
+        from t2ir1_ray.fitting.nodes import cluster_nodes
         ray.init(address="local", num_cpus=1, num_gpus=2, include_dashboard=False, log_to_driver=False)
-        print(json.dumps([dataclasses.asdict(node) for node in cluster_nodes()]))
+        def ask():
+            nodes = yield from cluster_nodes(config.load())
+            print(json.dumps([dataclasses.asdict(node) for node in nodes]))
+        print(*ask(), sep="\\n")
     """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
-    (node,) = json.loads(done.stdout.splitlines()[-1])
+    nodes, *said = done.stdout.splitlines()
+    (node,) = json.loads(nodes)
+    assert said
+    assert all(f"({node['name']})" in line and not line.startswith("FAIL") for line in said), said
     assert (node["cpus"], node["gpus"]) == (1, 2)
     assert [round(total) for total, _ in node["gpu_gb"]] == [86, 43]
     assert node["name"]

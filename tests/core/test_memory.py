@@ -103,7 +103,8 @@ def test_an_actor_without_a_gpu_is_a_process_of_its_own(pro_7b: Shapes) -> None:
     assert [part.name for part in rows["expert-hps"].parts] == ["weights", "process"]
     assert rows["expert-hps"].total == pytest.approx(4 + memory.PROCESS_GB)
     assert [part.name for part in rows["expert-git"].parts] == ["weights", "CUDA"]
-    assert [memory.amount(gb) for gb in (0.0146, 0.1, 112.04)] == ["14.6 MB", "0.1 GB", "112 GB"]
+    sizes = {0.0146: "14.6 MB", 0.1: "0.1 GB", 112.04: "112 GB", 999.6: "1 TB", 15_360: "15.4 TB"}
+    assert [memory.amount(gb) for gb in sizes] == list(sizes.values())
 
 
 class Peak(TorchDispatchMode):

@@ -1,6 +1,7 @@
 """Nodes that come late, that hold different files, that are lost and come back: several real nodes on this machine."""
 
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +40,10 @@ except UserError as error:
     print(json.dumps(str(error)))
 else:
     print(json.dumps("agreed"))
+"""
+MACHINES = """
+from t2ir1_ray import config, doctor
+print(json.dumps([str(check) for check in doctor.machines(config.load("shapes", sys.argv[1:]), measure=True)]))
 """
 
 
@@ -99,6 +104,27 @@ def test_nodes_that_hold_other_files_are_named(nodes: Nodes, tmp_path: Path) -> 
     )
     assert added[1][:6] in found.split(", and not on ")[1]
     assert sorted(tmp_path.iterdir()) == homes
+    for node in added:
+        nodes.kill(node)
+
+
+def test_the_doctor_looks_at_every_node(nodes: Nodes, tmp_path: Path) -> None:
+    """On one of two nodes everybody can read the token."""
+    token = tmp_path / "token"
+    shutil.copy(nodes.env["RAY_AUTH_TOKEN_PATH"], token)
+    token.chmod(0o644)
+    added = [nodes.add(2), nodes.add(2, RAY_AUTH_TOKEN_PATH=str(token))]
+    settings = [f"cluster.address={nodes.address}", f"journal.root={tmp_path}"]
+    *lines, cluster = nodes.script(MACHINES, *settings)
+    assert len(lines) == 3 + 2, lines
+    assert cluster == f"ok    cluster {nodes.address}: 3 nodes, 4 CPUs, 0 GPUs"
+    head, good = (line for line in lines if "same versions and code, run folder shared" in line)
+    assert added[0][:6] in head + good
+    assert all(line.startswith("ok") and "/dev/shm" in line and "free for /tmp/ray" in line for line in (head, good))
+    (warned,) = (line for line in lines if "others can read its token" in line)
+    assert warned.startswith("warn")
+    assert added[1][:6] in warned
+    assert len([line for line in lines if re.search(r" to node .*: [\d.]+ GB/s through the object store", line)]) == 2
     for node in added:
         nodes.kill(node)
 
