@@ -1,7 +1,6 @@
 """Sizes of nodes, from roles and memory."""
 
 import dataclasses
-from unittest import mock
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +11,6 @@ from deploy import hardware, sizing
 from deploy.hardware import Machine
 from t2ir1_ray import config as configuration
 from t2ir1_ray.config import Config
-from t2ir1_ray.doctor import policy_shapes
 
 
 def seven_b(*overrides: str) -> Config:
@@ -62,9 +60,6 @@ def test_the_embedded_world_needs_no_gpu() -> None:
     assert [group.name for group in sizing.pods(of)] == ["learner", "rollout", "experts"]
 
 
-SHAPES = policy_shapes(seven_b())
-
-
 @settings(max_examples=40, deadline=None)
 @given(
     ranks=st.integers(1, 20),
@@ -82,8 +77,7 @@ def test_nodes_hold_every_bundle(ranks: int, actors: int, share: float, rollout_
         f"experts.orm.num_gpus={share}",
         f"experts.orm.replicas={replicas}",
     )
-    with mock.patch.object(sizing, "policy_shapes", return_value=SHAPES):  # a quarter of a second
-        of = dataclasses.replace(sizing.needs(config), gpu_gb=10.0)
+    of = dataclasses.replace(sizing.needs(config), gpu_gb=10.0)
     bundles = plan(roles(config)).bundles
     gpus, cpus = (sum(bundle.get(kind, 0) for bundle in bundles) for kind in ("GPU", "CPU"))
     pods = sizing.pods(of)
