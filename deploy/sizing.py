@@ -26,8 +26,9 @@ HOST_SLACK = 1.25
 CPUS_PER_GPU_ACTOR = 2
 SHM_EXTRA_GB = 2.0
 """/dev/shm beside the object store: NCCL and torch keep buffers there."""
-LOCAL_DISK_GB = 60
-"""Of a node: operating system, container image, logs and Ray's temporary folder, without spilled objects."""
+SYSTEM_GB = 60
+"""Of a node's disk: operating system and container image."""
+LOGS_GB = 10
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class Group:
     memory_gb: int
     store_gb: int
     shm_gb: int
-    disk_gb: int
+    disk_gb: int  # of the machine's own: system, image, and scratch_gb
+    scratch_gb: int  # Ray's temporary folder: logs, and a store that spills
 
 
 def needs(config: Config) -> Needs:
@@ -225,9 +227,8 @@ def _fill(of: Needs, machine: Machine) -> int:
 
 def _group(name: str, count: int, actors: str, cpus: int, gpus: int, host_gb: float, store_gb: int) -> Group:
     shm = math.ceil(1.1 * store_gb + SHM_EXTRA_GB)
-    return Group(
-        name, count, actors, cpus, gpus, math.ceil(host_gb + shm), store_gb, shm, LOCAL_DISK_GB + _tens(2 * store_gb)
-    )
+    scratch = _tens(LOGS_GB + store_gb)
+    return Group(name, count, actors, cpus, gpus, math.ceil(host_gb + shm), store_gb, shm, SYSTEM_GB + scratch, scratch)
 
 
 def _said(actors: Iterable[tuple[str, int]]) -> str:
