@@ -173,11 +173,14 @@ def _units(config: Config, rows: dict[str, RoleMemory], shapes: Shapes) -> Itera
     """Learner ranks that fit on one node stay together; else what shares a bundle. Actors without a GPU that neither
     learn nor roll out share one node."""
     layout, by_name = plan(roles(config)), {role.name: role for role in roles(config)}
+    together = math.ceil(
+        config.learner.ranks / math.ceil(config.learner.ranks / GPUS_PER_NODE)
+    )  # as placement groups them
     shared: dict[tuple[str, int], list[str]] = {}
     for (name, index), bundle in layout.bundle_of.items():
         role = by_name[name]
         if name == "learner":
-            key = name, index // GPUS_PER_NODE
+            key = name, index // together
         elif name == "rollout" or role.num_gpus:
             key = "bundle", bundle
         else:

@@ -49,13 +49,14 @@ def launcher_rules(config: Mapping[str, Any]) -> Iterator[str]:
     if "initialization_commands" not in config:
         yield "initialization_commands are left out"
     options = " ".join(config.get("docker", {}).get("run_options", []))
+    shell = " ".join(line for line in config.get("initialization_commands", []) if ">> ~/.bashrc" in line)
     for kind in ("head", "worker"):
         starts = [line for line in config.get(f"{kind}_start_ray_commands", []) if "ray start" in line]
         if len(starts) != 1:
             yield f"{kind}: {len(starts)} ray starts"
             continue
         start = starts[0]
-        if "RAY_AUTH_MODE=token" not in start and "-e RAY_AUTH_MODE=token" not in options:
+        if "-e RAY_AUTH_MODE=token" not in options and "RAY_AUTH_MODE=token" not in shell:
             yield f"{kind}: ray start without token authentication"
         if "unset OMP_NUM_THREADS" not in start:
             yield f"{kind}: OMP_NUM_THREADS=1 of the launcher reaches the actors"

@@ -14,20 +14,10 @@ import yaml
 
 import deploy.monitoring
 from deploy.monitoring import dashboard
+from t2ir1_ray.journal.exported import TABLE
 
 FOLDER = Path(deploy.monitoring.__file__).parent
-EXPORTED = {
-    "gauge": """step steps last_step_timestamp_seconds policy_version last_step_seconds phase_seconds images_per_second
-        images_per_second_per_gpu learner_tokens_per_second reward_mean reward_std zero_std_groups reward expert_failed
-        heldout_accuracy heldout_accuracy_greedy loss grad_norm learning_rate kl entropy mismatch_kl mismatch_max
-        staleness plan_length plan_truncated actors_down busy_share queue_length checkpoint_step""",
-    "counter": """samples_dropped groups_dropped groups_replaced samples_stale actor_restarts published_bytes
-        checkpoints""",
-    "histogram": "step_seconds",
-}
-"""Of a run, by kind."""
-ENDS = {"gauge": ("",), "counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
-SERIES = {f"ray_t2ir1_{name}{end}" for kind, names in EXPORTED.items() for name in names.split() for end in ENDS[kind]}
+SERIES = {name for row in TABLE for name in row.series}
 
 
 @pytest.fixture(autouse=True)

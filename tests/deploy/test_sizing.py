@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.placement import plan, roles
+from actors.placement import fitting_plan, homeless, plan, roles
 from deploy import hardware, sizing
 from deploy.hardware import Machine
 from t2ir1_ray import config as configuration
@@ -81,23 +81,17 @@ def test_nodes_hold_every_bundle(ranks: int, actors: int, share: float, rollout_
     bundles = plan(roles(config)).bundles
     gpus, cpus = (sum(bundle.get(kind, 0) for bundle in bundles) for kind in ("GPU", "CPU"))
     pods = sizing.pods(of)
+    rooms = [(group.cpus, group.gpus) for group in pods for _ in range(group.count)]
+    found = fitting_plan(roles(config), rooms)
+    assert found
+    together = {bundle for (role, _), bundle in found.bundle_of.items() if role == "learner"}
+    assert len(together) == -(-ranks // sizing.GPUS_PER_NODE)
     assert sum(group.gpus * group.count for group in pods) == gpus
     assert sum((group.cpus - sizing.RAY_CPUS) * group.count for group in pods) >= cpus
     assert len({group.name for group in pods}) == len(pods)
     for catalogue in (hardware.AWS, hardware.GCP, hardware.anywhere(hardware.GPUS)):
         machine, group = sizing.machines(of, catalogue, "here")
-        assert placed(bundles, machine, group.count)
-
-
-def placed(bundles: list[dict[str, float]], machine: Machine, count: int) -> bool:
-    """First fit of the placement group's bundles, largest first."""
-    left = [machine.gpus] * count
-    for need in sorted((bundle.get("GPU", 0) for bundle in bundles), reverse=True):
-        node = next((i for i, free in enumerate(left) if free >= need), None)
-        if node is None:
-            return False
-        left[node] -= need
-    return True
+        assert homeless(bundles, [(group.cpus, machine.gpus)] * group.count) is None
 
 
 @pytest.mark.parametrize("machine", [*hardware.AWS, *hardware.GCP], ids=lambda machine: machine.name)
