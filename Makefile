@@ -8,7 +8,7 @@ EXTRAS ?= dev
 BIN := .venv/bin
 STAMP := .venv/.installed-$(STACK)-$(EXTRAS)
 
-.PHONY: train test lint setup clean
+.PHONY: train test lint examples setup clean
 train: setup
 	$(BIN)/python -m t2ir1_ray.train $(ARGS)
 
@@ -18,6 +18,9 @@ test: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+examples: setup # deploy/examples/, after a change of a recipe, the memory table or a template
+	$(BIN)/python -m deploy.write_examples
 
 setup: $(STAMP)
 

@@ -68,21 +68,28 @@ def placement(config: Config, nodes: Sequence[Node]) -> Iterator[Check]:
     yield Check("ok", f"placement: {asked}, there are {have_cpus:g} and {have_gpus}{split}")
 
 
+def gpu_needs(config: Config, rows: Sequence[RoleMemory]) -> dict[tuple[str, ...], tuple[float, float]]:
+    """GB that one GPU needs by the roles that share it: (surely, with the longest prompts and plans)."""
+    by_role = {row.role: row for row in rows}
+    shares = defaultdict(list)
+    for (name, _), bundle in plan(roles(config)).bundle_of.items():
+        if by_role[name].gpus:
+            shares[bundle].append(by_role[name])
+    needs: dict[tuple[str, ...], tuple[float, float]] = {}
+    for members in shares.values():
+        names = tuple(dict.fromkeys(row.role for row in members))
+        split = max(1.0, *(row.gpus for row in members))
+        sure, total = sum(row.sure for row in members) / split, sum(row.total for row in members) / split
+        before = needs.get(names, (0, 0))
+        needs[names] = max(before[0], sure), max(before[1], total)
+    return needs
+
+
 def gpu_memory(config: Config, rows: Sequence[RoleMemory], nodes: Sequence[Node]) -> Iterator[Check]:
     """What shares a GPU, against the smallest GPU that can be seen."""
     by_role = {row.role: row for row in rows}
-    shares = defaultdict(list)
-    for (name, index), bundle in plan(roles(config)).bundle_of.items():
-        if by_role[name].gpus:
-            shares[bundle].append((by_role[name], index))
     sizes = [total for node in nodes for total, _ in node.gpu_gb]
-    needs: dict[tuple, tuple[float, float, float]] = {}
-    for members in shares.values():
-        names = tuple(dict.fromkeys(row.role for row, _ in members))
-        split = max(1.0, *(row.gpus for row, _ in members))
-        need = tuple(sum(getattr(row, kind) for row, _ in members) / split for kind in ("sure", "total"))
-        needs[names] = max(needs.get(names, (0, 0)), need)
-    for names, (sure, total) in needs.items():
+    for names, (sure, total) in gpu_needs(config, rows).items():
         unknown = [row for row in names if not by_role[row].known]
         text = f"memory: a GPU with {' + '.join(names)} needs {sure:.0f} GB"
         text += f", {total:.0f} with the longest prompts and plans" if total > sure + 0.5 else ""
@@ -111,29 +118,50 @@ def host_memory(rows: Sequence[RoleMemory]) -> Iterator[Check]:
         yield Check("ok", text)
 
 
-def storage(config: Config, shapes: Shapes) -> Iterator[Check]:
-    """Disk for checkpoints and dumps, and the object store for policy versions and images."""
-    journal, rollout = config.journal, config.rollout
+@dataclass(frozen=True)
+class RunSize:
+    """What a run leaves on the disk: so many checkpoints at one time, each of so many GB, and dumps of samples."""
+
+    checkpoints: int
+    checkpoint_gb: float
+    dumps_gb: float
+
+
+def run_size(config: Config, shapes: Shapes) -> RunSize:
+    journal = config.journal
     whole = shapes.language + shapes.generation + shapes.understanding + shapes.vq
     checkpoint = (2 * whole + 14 * trained_parameters(config, shapes)) / GB
     saves = max(1, config.train.steps // journal.save_every) if journal.save_every else 1
     kept = min(saves, journal.keep_last + 1 if journal.keep_last else saves)  # + 1: the best
     kept += saves > 1  # the one that is being written
-    image = 3 * shapes.image_side**2 / GB
-    images = config.data.prompts_per_step * rollout.group_size * image
-    dumps = 0.6 * images * (config.train.steps // journal.dump_every) if journal.dump_every else 0  # PNG: about 60 %
-    yield _disk(Path(journal.root).expanduser().absolute(), kept, checkpoint, dumps)
+    dumps = config.train.steps // journal.dump_every if journal.dump_every else 0
+    return RunSize(kept, checkpoint, 0.6 * images_gb(config, shapes) * dumps)  # PNG: about 60 %
+
+
+def images_gb(config: Config, shapes: Shapes) -> float:
+    """The images of one step, as they lie in the object store."""
+    return config.data.prompts_per_step * config.rollout.group_size * 3 * shapes.image_side**2 / GB
+
+
+def store_gb(config: Config, shapes: Shapes) -> float:
+    """What the object store holds: two policy versions and two steps' images."""
+    versions = 2 * published_bytes(config, shapes) / GB if config.rollout.weight_transfer == "object_store" else 0
+    return versions + 2 * images_gb(config, shapes)
+
+
+def storage(config: Config, shapes: Shapes) -> Iterator[Check]:
+    """Disk for checkpoints and dumps, and the object store for policy versions and images."""
+    yield _disk(Path(config.journal.root).expanduser().absolute(), run_size(config, shapes))
     if cluster_address(config):
         return
-    versions_gb = 2 * published_bytes(config, shapes) / GB if rollout.weight_transfer == "object_store" else 0
-    need = versions_gb + 2 * images
+    need = store_gb(config, shapes)
     store = config.cluster.object_store_gb * 2**30 / GB if config.cluster.object_store_gb else _default_store()
     text = f"object store: {amount(store)}, two policy versions and two steps' images take {amount(need)}"
     yield Check("ok", text) if need < store else Check("warn", f"{text}: raise cluster.object_store_gb, or Ray spills")
 
 
-def _disk(root: Path, kept: int, checkpoint: float, dumps: float) -> Check:
-    """Room for `kept` checkpoints of so many GB each, and for dumps of so many GB together."""
+def _disk(root: Path, run: RunSize) -> Check:
+    """Room for a whole run?"""
     try:
         there = next(parent for parent in (root, *root.parents) if parent.exists())
     except OSError as error:  # a name that is too long, a folder that may not be entered
@@ -144,11 +172,12 @@ def _disk(root: Path, kept: int, checkpoint: float, dumps: float) -> Check:
         return Check("FAIL", f"journal.root: {there} cannot be written: choose another folder")
     free = shutil.disk_usage(there).free / GB
     found = f"journal.root: {amount(free)} free on {there}"
-    if free < checkpoint:
+    if free < run.checkpoint_gb:
         mend = "choose another journal.root, or set learner.lora_rank"
-        return Check("FAIL", f"{found}, one checkpoint takes {amount(checkpoint)}: {mend}")
-    text = f"{found}, a whole run takes {kept} checkpoints of {amount(checkpoint)} and dumps of {amount(dumps)}"
-    if free < kept * checkpoint + dumps:
+        return Check("FAIL", f"{found}, one checkpoint takes {amount(run.checkpoint_gb)}: {mend}")
+    text = f"{found}, a whole run takes {run.checkpoints} checkpoints of {amount(run.checkpoint_gb)}"
+    text += f" and dumps of {amount(run.dumps_gb)}"
+    if free < run.checkpoints * run.checkpoint_gb + run.dumps_gb:
         mend = "choose another journal.root, lower journal.keep_last or raise journal.dump_every"
         return Check("warn", f"{text}: {mend}")
     return Check("ok", text)

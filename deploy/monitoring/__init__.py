@@ -1,0 +1,1 @@
+"""Prometheus and Grafana: what to scrape, when to be woken, and a dashboard of a run."""
