@@ -1,7 +1,7 @@
 """All actors of a run behind one object: start, roll out, score, learn, publish, stop."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -30,6 +30,8 @@ from t2ir1_ray.records.schema import LearnerBatch, ReferenceLogprobs, Rollouts, 
 
 AGAIN = {"retry_exceptions": True}
 """A call that raised is repeated, `reward.retries` times at most: calls are pure, and devices have bad moments."""
+PATIENCE_S = 60.0
+"""How much longer learner ranks wait for one another than this process waits for them."""
 CPU_ONLY = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 
 
@@ -181,7 +183,9 @@ class Cluster:
         )
         several = len(self.learners) > 1
         host, port = wait_for(self.learners[0].address.remote(several), "learner 0", "start", timeout)
-        self._on_learners("join_ranks", host, port, timeout=timeout)
+        # Whoever waits here says who is missing; a collective operation that ended sooner would not.
+        patience = self.config.cluster.call_timeout_s + PATIENCE_S
+        self._on_learners("join_ranks", host, port, patience, timeout=timeout)
         if checkpoint:
             self._on_learners("restore_state", str(checkpoint.folder), checkpoint.ranks, timeout=timeout)
         if self.config.rollout.weight_transfer == "nccl":
@@ -286,17 +290,18 @@ class Cluster:
         ]
         return self._answers(calls, "step")[0]
 
-    def write_checkpoint(self, folder: Path) -> None:
+    def write_checkpoint(self, folder: Path) -> list[str]:
         """Write the policy as a plain transformers checkpoint, and beside it the learner's state of all ranks.
 
-        Raises RunError if the learner writes to another disk than the one that this process sees.
+        Returns what was written, as paths inside `folder`. Raises RunError if a rank writes to another disk than the
+        one that this process sees.
         """
-        self._on_learners("write_checkpoint", str(folder))
-        if not (folder / "config.json").is_file():
-            raise RunError(f"learner 0: what it wrote to {folder} is not seen here: use a folder that the nodes share")
+        written = self._on_learners("write_checkpoint", str(folder))
+        check_seen(folder, written)
+        return [name for files in written for name in files]
 
-    def _on_learners(self, method: str, *args: Any, timeout: float | None = None) -> None:
-        self._answers([getattr(learner, method).remote(*args) for learner in self.learners], method, timeout)
+    def _on_learners(self, method: str, *args: Any, timeout: float | None = None) -> list[Any]:
+        return self._answers([getattr(learner, method).remote(*args) for learner in self.learners], method, timeout)
 
     def _answers(self, calls: Sequence[ray.ObjectRef], what: str, timeout: float | None = None) -> list[Any]:
         """What every learner rank answers. Ranks are not started again: a dead one ends the run."""
@@ -329,6 +334,21 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def check_seen(folder: Path, written: Sequence[Mapping[str, int]]) -> None:
+    """Is every file that a learner rank wrote here, as long as it was there? written: of each rank, {path: bytes}.
+
+    Raises RunError with the rank that wrote elsewhere.
+    """
+    for rank, files in enumerate(written):
+        for name, size in files.items():
+            seen = (folder / name).stat().st_size if (folder / name).is_file() else None
+            if seen != size:
+                how = "is not seen here" if seen is None else f"has {seen} bytes here instead of {size}"
+                raise RunError(
+                    f"learner {rank}: {name}, which it wrote to {folder}, {how}: use a folder that the nodes share"
+                )
 
 
 def expert_scores(scores: Scores) -> ExpertScores:

@@ -40,11 +40,11 @@ class LearnerActor:
             probe.bind((host, 0))
             return host, probe.getsockname()[1]
 
-    def join_ranks(self, host: str, port: int) -> None:
+    def join_ranks(self, host: str, port: int, timeout_s: float) -> None:
         if self.rank.world_size > 1:
             use_nodes_interface()
         with uncollected():  # imports DeepSpeed
-            self.rank.join_ranks(host, port)
+            self.rank.join_ranks(host, port, timeout_s)
 
     def step(self, batch: pa.RecordBatch, on_policy: bool) -> dict[str, Any]:
         """One update on this rank's share of the batch; metrics are reduced over ranks."""
@@ -77,10 +77,14 @@ class LearnerActor:
         """Publish over NCCL; returns the digest on rank 0."""
         return self.sender.send(version)
 
-    def write_checkpoint(self, folder: str) -> None:
-        """Write the policy as a checkpoint that plain transformers loads, and beside it what `restore_state` needs."""
-        self.rank.export_policy(Path(folder))
+    def write_checkpoint(self, folder: str) -> dict[str, int]:
+        """Write the policy as a checkpoint that plain transformers loads, and beside it what `restore_state` needs.
+
+        Returns the files that this rank has written, and their bytes: other machines must see the same.
+        """
         self.rank.save_state(Path(folder))
+        self.rank.export_policy(Path(folder))
+        return self.rank.written(Path(folder))
 
     def restore_state(self, folder: str, ranks: int) -> None:
         """Go on where `write_checkpoint` was called on so many ranks: exactly, if they are as many as now."""

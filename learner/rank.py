@@ -7,6 +7,7 @@ same number of micro-batches through the same modules (see `packing`): one with 
 import logging
 import math
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -35,6 +36,8 @@ from t2ir1_ray.records.schema import LearnerBatch
 
 CHECKPOINT = "learner"
 """Subfolder of DeepSpeed's own files inside a checkpoint folder."""
+RANK_IN_NAME = re.compile(r"zero_pp_rank_(\d+)_")
+"""The rank in the names of DeepSpeed's files that are one rank's."""
 
 
 class _Policy(nn.Module):
@@ -105,7 +108,8 @@ class LearnerRank:
     def join_ranks(self, host: str, port: int, timeout_s: float = 600.0) -> None:
         """Meet the other ranks, load the policy and build optimizer and schedule.
 
-        timeout_s: after which a collective operation whose partner is missing fails.
+        timeout_s: after which a collective operation whose partner is missing fails. It must be longer than the disk
+        takes for one rank's share of a checkpoint.
         """
         cuda = torch.cuda.is_available()
         os.environ.update(
@@ -205,27 +209,39 @@ class LearnerRank:
         return state if self.rank == 0 else None
 
     def export_policy(self, folder: Path) -> None:
-        """Write a checkpoint that plain transformers loads (rank 0 writes); it is complete when the call returns.
+        """Write a checkpoint that plain transformers loads; it is complete when the call returns on rank 0.
 
-        With LoRA its adapters are merged, and stand alone in the subfolder `adapter`.
+        With LoRA its adapters are merged, and stand alone in the subfolder `adapter`. The other ranks return when rank
+        0 has everything in memory: nobody waits in a collective operation for a disk.
         """
-        state = self.trainable_state()
-        if state is not None:
-            save_policy(self.policy.path, state, folder)
         if self.config.lora_rank:
             janus = self.engine.module.janus
             with self._gathered([parameter for parameter in janus.parameters() if parameter.requires_grad]):
                 if self.rank == 0:
                     save_adapter(janus, self.config, folder / "adapter")
-        dist.barrier()
+        state = self.trainable_state()
+        if state is not None:
+            save_policy(self.policy.path, state, folder)
 
     def save_state(self, folder: Path) -> None:
         """Write parameters, optimizer and schedule of all ranks, for `restore_state`.
 
-        Not atomic: write into a folder of its own and rename that when the call has returned on every rank.
+        Not atomic: write into a folder of its own and rename that when the call has returned on every rank. Each rank
+        writes its share at the same time as the others, and waits for the slowest.
         """
         self.engine.save_checkpoint(str(folder), CHECKPOINT, save_latest=False, exclude_frozen_parameters=True)
         dist.barrier()
+
+    def written(self, folder: Path) -> dict[str, int]:
+        """The files of a checkpoint that this rank has written: {path inside `folder`: bytes}.
+
+        Those whose names speak of a rank are that rank's, all others those of rank 0. Raises RunError if none is.
+        """
+        files = {file: RANK_IN_NAME.search(file.name) for file in folder.rglob("*") if file.is_file()}
+        own = [file for file, match in files.items() if int(match[1] if match else 0) == self.rank]
+        if not own:
+            raise RunError(f"learner {self.rank}: has written nothing to {folder}")
+        return {str(file.relative_to(folder)): file.stat().st_size for file in own}
 
     def restore_state(self, folder: Path, ranks: int | None = None) -> None:
         """Go on where `save_state` was called on `ranks` ranks (None: as many as now).

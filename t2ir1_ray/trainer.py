@@ -44,9 +44,10 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
             ahead, accuracy = collector.ahead, None
             journal.export(lambda: {"actors/down": len(cluster.watch.down)})
 
-            def write_all(folder: Path, timeout_s: float | None = None) -> None:  # all that a checkpoint holds
-                cluster.write_checkpoint(folder)
+            def write_all(folder: Path, timeout_s: float | None = None) -> list[str]:  # all that a checkpoint holds
+                shards = cluster.write_checkpoint(folder)
                 collector.save_in_flight(folder, done, timeout_s)
+                return shards
 
             termination.defer()
             if snapshot:

@@ -31,6 +31,8 @@ FROZEN = ("model.vision_model.", "model.aligner.", "model.vqmodel.", "model.gene
 CONTROL = re.compile(r"<[^<>\s]+>")
 """What a control token looks like; tokenizers also have added tokens that are letters."""
 MAX_LAYERS = 1024
+SHARD = "5GB"
+"""Size of one file of weights at most: files are hashed side by side."""
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -175,12 +177,15 @@ def image_size(config: JanusConfig) -> tuple[int, int]:
 def save_policy(source: str, trained: dict[str, Tensor], out: Path) -> None:
     """Write a folder that `JanusForConditionalGeneration.from_pretrained` loads: `source` with `trained` in place.
 
-    Tensors keep the dtype they had in `source`; tokenizer, processor and generation files are copied.
+    Tensors keep the dtype they had in `source`; tokenizer, processor and generation files are copied. No model is
+    built: what is not trained goes from file to file, and memory holds no more than `trained`.
     """
-    model = JanusForConditionalGeneration(load_config(source))
     stored = load_state_dict(source)
+    with torch.device("meta"):
+        model = JanusForConditionalGeneration(load_config(source))
     merged = {name: trained.get(name, stored[name]).to(stored[name].dtype) for name in model.state_dict()}
-    model.to(next(iter(merged.values())).dtype).save_pretrained(out, state_dict=merged)
+    dtype = next(iter(merged.values())).dtype  # of which config.json speaks
+    model.to(dtype).save_pretrained(out, state_dict=merged, max_shard_size=SHARD)
     for file in resolve_checkpoint(source, "policy.path").iterdir():
         if file.suffix in (".json", ".jinja", ".txt") and not (out / file.name).exists() and "index" not in file.name:
             shutil.copy(file, out / file.name)

@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -109,8 +109,8 @@ class Journal:
                 found.pop()
         return found
 
-    def add_checkpoint(self, step: int, accuracy: float | None, write: Callable[[Path], None]) -> None:
-        """A checkpoint of the step, written by `write`. What it stands behind is on the disk before it."""
+    def add_checkpoint(self, step: int, accuracy: float | None, write: Callable[[Path], Sequence[str]]) -> None:
+        """A checkpoint of the step. write: see `Snapshots.create`. What it stands behind is on the disk before it."""
         self._writer.check()
         with disk_failure(self.run):
             os.fsync(self._metrics.fileno())

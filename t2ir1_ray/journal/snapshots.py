@@ -12,7 +12,8 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,19 +42,26 @@ class Snapshots:
         """keep_last: newest checkpoints that stay, besides the one with the best held-out accuracy; 0: all stay."""
         self.root, self.keep_last = root, keep_last
 
-    def create(self, step: int, ranks: int, accuracy: float | None, write: Callable[[Path], None]) -> Path:
-        """Make the checkpoint of a step. write: fills the folder it is given. Raises RunError if the disk fails."""
+    def create(self, step: int, ranks: int, accuracy: float | None, write: Callable[[Path], Sequence[str]]) -> Path:
+        """Make the checkpoint of a step. write: fills the folder it is given and returns the files, as paths inside it,
+        without which it is none. Raises RunError if one is not there or the disk fails.
+        """
         final = self._folder(step)
         staging = final.with_name(f".{final.name}.partial")
         try:
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(parents=True)
-            write(staging)
+            required = write(staging)
             (staging / STATE).write_text(json.dumps({"step": step, "ranks": ranks, "accuracy": accuracy}) + "\n")
             files = sorted(file for file in staging.rglob("*") if file.is_file())
-            manifest = {str(f.relative_to(staging)): {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in files}
+            with _threads() as pool:
+                entries = list(pool.map(_sealed, files))
+            manifest = {str(file.relative_to(staging)): entry for file, entry in zip(files, entries, strict=True)}
+            missing = sorted(set(required) - manifest.keys())
+            if missing:
+                raise OSError(f"{missing[0]} was written and is not there")
             (staging / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-            for path in [*files, staging / MANIFEST, *(p for p in staging.rglob("*") if p.is_dir()), staging]:
+            for path in [staging / MANIFEST, *(p for p in staging.rglob("*") if p.is_dir()), staging]:
                 _flush(path)
             staging.rename(final)
             _flush(self.root)
@@ -131,12 +139,26 @@ def _fault(folder: Path) -> str | None:
                 return f"{name!r:.200} is no file of it"
             if file.stat().st_size != entry["bytes"]:
                 return f"{name} has {file.stat().st_size} bytes instead of {entry['bytes']}"
-            if _sha256(file) != entry["sha256"]:
-                return f"{name} has other contents than were written"
+        with _threads() as pool:
+            found = pool.map(_sha256, [folder / name for name in manifest])
+            for (name, entry), sha256 in zip(manifest.items(), found, strict=True):
+                if sha256 != entry["sha256"]:
+                    return f"{name} has other contents than were written"
         _read(folder)
     except UNREADABLE as error:
         return f"{type(error).__name__}: {error!s:.200}"
     return None
+
+
+def _threads() -> ThreadPoolExecutor:
+    """For files side by side: hashing lets go of the interpreter, and a disk likes several requests."""
+    return ThreadPoolExecutor(min(16, len(os.sched_getaffinity(0))))
+
+
+def _sealed(file: Path) -> dict[str, int | str]:
+    """A file's entry in the manifest, when it is on the disk."""
+    _flush(file)
+    return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
 
 
 def _sha256(file: Path) -> str:

@@ -68,7 +68,7 @@ def measure_role(role: str) -> dict[str, float]:
         from actors.learner import LearnerActor
 
         lap = clock.lap("import")
-        LearnerActor(config.policy, config.learner, 0, 1, 1.0, 1.0, 1).join_ranks("127.0.0.1", 0)
+        LearnerActor(config.policy, config.learner, 0, 1, 1.0, 1.0, 1).join_ranks("127.0.0.1", 0, 600.0)
     elif role == "rollout":
         from actors.engine_environment import CPU_ENVIRONMENT, ENVIRONMENT
 

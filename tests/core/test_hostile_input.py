@@ -229,7 +229,7 @@ def test_a_hostile_snapshot_is_passed_over(file: str, content: Any, tmp_path: Pa
     (tmp_path / "elsewhere").mkdir()
     snapshots = Snapshots(tmp_path / "elsewhere" / "..", keep_last=2)
     for step in (1, 2):
-        folder = snapshots.create(step, 1, None, lambda folder: (folder / "x").write_bytes(b"x"))
+        folder = snapshots.create(step, 1, None, lambda folder: (folder / "x").write_bytes(b"x") and ["x"])
     os.mkfifo(folder / "pipe")
     (tmp_path / "step_notes.txt").write_text("mine")
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -242,7 +242,7 @@ def test_a_hostile_snapshot_is_passed_over(file: str, content: Any, tmp_path: Pa
     assert snapshots.newest(said.append, at_most=2).step == 1
     assert len(said) == 1
     assert "\n" not in said[0]
-    snapshots.create(3, 1, None, lambda folder: None)  # the damaged one is no obstacle
+    snapshots.create(3, 1, None, lambda folder: [])  # the damaged one is no obstacle
     assert (tmp_path / "step_000003").is_dir()
     snapshots.forget_after(1)
     assert not {"step_000002", "step_000003"} & {path.name for path in tmp_path.iterdir()}

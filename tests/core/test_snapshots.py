@@ -1,6 +1,8 @@
 """Checkpoints are whole or absent, the right ones stay, and a damaged one is passed over."""
 
 import errno
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -9,10 +11,11 @@ from t2ir1_ray.errors import RunError
 from t2ir1_ray.journal.snapshots import Snapshots
 
 
-def write(folder: Path) -> None:
+def write(folder: Path) -> list[str]:
     (folder / "model.bin").write_bytes(b"weights" * 100)
     (folder / "learner").mkdir()
     (folder / "learner" / "state.bin").write_bytes(b"moments")
+    return ["model.bin", "learner/state.bin"]
 
 
 def steps(root: Path) -> list[str]:
@@ -33,13 +36,29 @@ def test_a_failed_save_leaves_nothing_and_names_the_reason(tmp_path: Path) -> No
     snapshots = Snapshots(tmp_path, keep_last=0)
     snapshots.create(1, 1, None, write)
 
-    def full(folder: Path) -> None:
+    def full(folder: Path) -> list[str]:
         write(folder)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(RunError, match="No space left on device: the checkpoints before it are whole"):
         snapshots.create(2, 1, None, full)
     assert steps(tmp_path) == ["step_000001"]
+
+
+def test_without_the_share_of_a_rank_there_is_no_checkpoint(tmp_path: Path) -> None:
+    snapshots = Snapshots(tmp_path, keep_last=0)
+    with pytest.raises(RunError, match="learner/rank_1.pt was written and is not there: the checkpoints before it"):
+        snapshots.create(1, 2, None, lambda folder: [*write(folder), "learner/rank_1.pt"])
+    assert steps(tmp_path) == []
+
+
+def test_the_manifest_has_every_file_as_a_checksum_program_sees_it(tmp_path: Path) -> None:
+    folder = Snapshots(tmp_path, keep_last=0).create(1, 1, None, write)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest.keys() == {"model.bin", "learner/state.bin", "state.json"}
+    for name, entry in manifest.items():
+        content = (folder / name).read_bytes()
+        assert entry == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "no manifest", "manifest is no JSON"])

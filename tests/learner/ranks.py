@@ -46,6 +46,8 @@ class Result:
     settings: dict[str, Any] = field(default_factory=dict)  # of rank 0's optimizer at the end
     state: dict[str, torch.Tensor] = field(default_factory=dict)
     exported: Path = Path()
+    saved: Path = Path()
+    written: list[dict[str, int]] = field(default_factory=list)  # [rank]: its files in `saved`, and their bytes
 
 
 def run_ranks(
@@ -71,7 +73,9 @@ def run_ranks(
 def _result(folder: Path, world: int) -> Result:
     metrics = [json.loads((folder / f"metrics-{rank}.json").read_text()) for rank in range(world)]
     settings = json.loads((folder / "settings.json").read_text())
-    return Result(metrics, settings, torch.load(folder / "state.pt", weights_only=True), folder / "exported")
+    written = [json.loads(file.read_text()) for file in sorted(folder.glob("written-*.json"))]
+    state = torch.load(folder / "state.pt", weights_only=True)
+    return Result(metrics, settings, state, folder / "exported", folder / "saved", written)
 
 
 def _write(path: Path, batch: pa.RecordBatch) -> None:
@@ -111,6 +115,7 @@ def _run(scenario: Scenario, folder: Path, policy: str, rank: int, world: int) -
     for step in range(scenario.steps):
         if step == scenario.resume_after:
             learner.save_state(out / "saved")
+            (out / f"written-{rank}.json").write_text(json.dumps(learner.written(out / "saved")))
             learner = connected(scenario.steps, scenario.changed)
             learner.restore_state(out / "saved")
         with pa.OSFile(str(folder / f"{step}.arrow")) as source:

@@ -162,6 +162,16 @@ def test_a_resumed_run_is_the_uninterrupted_run(results: dict[str, Result]) -> N
     assert all(torch.equal(resumed.state[name], tensor) for name, tensor in whole.state.items())
 
 
+@pytest.mark.parametrize("name", ["zero3, resumed", "zero2, LoRA, resumed"])
+def test_every_rank_knows_the_files_that_it_wrote(name: str, results: dict[str, Result]) -> None:
+    saved, (first, second) = results[name].saved, results[name].written
+    there = {str(file.relative_to(saved)): file.stat().st_size for file in saved.rglob("*") if file.is_file()}
+    assert not first.keys() & second.keys()
+    assert first | second == there
+    for rank, files in enumerate((first, second)):
+        assert any(file.endswith(f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt") for file in files), files
+
+
 def test_an_extended_run_follows_the_schedule_of_its_new_length(results: dict[str, Result]) -> None:
     steps = results["zero1, extended"].metrics[0]
     before = [1 - step / 4 for step in range(4)]
