@@ -5,7 +5,6 @@ same number of micro-batches through the same modules (see `packing`): one with 
 """
 
 import logging
-import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ from learner.packing import MicroBatch, Sequences, idle_batch, in_token_order, m
 from learner.schedules import ScheduledValue, schedule
 from learner.universal import universal_checkpoint
 from t2ir1_ray.config import LearnerConfig, PolicyConfig
-from t2ir1_ray.errors import RunError
+from t2ir1_ray.errors import check_finite
 from t2ir1_ray.janus.policy import PromptFormat, freeze, load_model, load_tokenizer, save_policy
 from t2ir1_ray.records.schema import LearnerBatch
 
@@ -145,8 +144,8 @@ class LearnerRank:
         """One update on this rank's samples (`LearnerBatch`, possibly none); returns metrics of the whole batch.
 
         `on_policy=False`: the ratio is taken against the stored sampling log-probs, and truncated or clipped.
-        The metrics are those of `StepMeter`, and grad_norm (before clipping), lr and beta. Raises RunError if loss or
-        gradient is not finite.
+        The metrics are those of `StepMeter`, and grad_norm (before clipping), lr and beta. Raises RunError if one of
+        them is not finite.
         """
         data = LearnerBatch.from_arrow(batch)
         device = self.engine.device
@@ -177,8 +176,7 @@ class LearnerRank:
             meter.add(micro_batch, loss, losses, values, own.sampled)
         self.beta.step()
         metrics = meter.metrics() | {"grad_norm": float(self.engine.get_global_grad_norm()), "lr": lr, "beta": beta}
-        if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
-            raise RunError(f"learner: loss={metrics['loss']} grad_norm={metrics['grad_norm']}: not finite")
+        check_finite(metrics, "update")
         return metrics
 
     def trainable_metadata(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:

@@ -71,7 +71,8 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
                 metrics = {"step": step, "policy_version": step, **update, **experience.metrics}
                 metrics |= {"staleness": staleness, "groups/replaced": collected.replaced, **timeline.seconds(step)}
                 metrics |= {"samples/stale": collector.stale, "prompts/skipped": skipped}
-                metrics["rollout/images_per_s"] = len(experience.rollouts) / metrics["time/rollout_s"]
+                took = metrics["time/rollout_s"]
+                metrics["rollout/images_per_s"] = len(experience.rollouts) / took if took else None
                 metrics["actors/restarts"] = cluster.restarts()
                 metrics["time/step_s"] = time.perf_counter() - begin
                 if heldout and (step % config.eval.every == 0 or step == steps):
