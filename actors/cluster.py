@@ -121,13 +121,15 @@ class Cluster:
             guidance,
             config.train.steps,
         )
+        lora = config.learner.lora_rank > 0  # then pushes hold the adapted layers only
         reference_args = (config.policy, config.reference.tokens_per_batch, config.rollout.temperature, guidance)
         return cls(
             config,
             reserved,
             learners=spawn(LearnerActor, by_name["learner"], learner_args),
             rollouts=Pool(
-                "rollout", spawn(RolloutActor, by_name["rollout"], (config.policy, config.rollout), **restarts)
+                "rollout",
+                spawn(RolloutActor, by_name["rollout"], (config.policy, config.rollout, True, lora), **restarts),
             ),
             experts={
                 name: Pool(

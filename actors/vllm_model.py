@@ -15,6 +15,7 @@ from transformers.models.janus.modeling_janus import JanusVQVAEAlignerMLP, Janus
 from vllm.config import VllmConfig
 from vllm.model_executor.models.llama import LlamaForCausalLM
 
+from actors.held import Held
 from actors.weights import fingerprint
 
 ARCHITECTURE = "JanusTrunk"
@@ -31,6 +32,7 @@ class JanusTrunk(LlamaForCausalLM):
         self.generation_aligner = JanusVQVAEAlignerMLP(vq)
         self.generation_head = JanusVQVAEHead(vq)
         self.received: dict[str, str] = {}  # fingerprints of what the latest update brought, by transformers' names
+        self.held = Held()
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Accepts transformers' names of the whole Janus model and keeps what it has modules for."""
@@ -41,7 +43,9 @@ class JanusTrunk(LlamaForCausalLM):
             self.received[name] = fingerprint(tensor)
             for old, new in _PREFIXES.items():
                 if name.startswith(old):
-                    yield new + name.removeprefix(old), tensor
+                    own = new + name.removeprefix(old)
+                    self.held.note(own, tensor)
+                    yield own, tensor
 
 
 def write_engine_config(config: JanusConfig, folder: Path) -> None:

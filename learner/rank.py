@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from learner.bicot_grpo import token_losses
 from learner.logprobs import TokenValues, sequence_logprobs
-from learner.lora import adapted_layers, add_lora, save_adapter
+from learner.lora import add_lora, merged_layers, published_weights, save_adapter
 from learner.meter import StepMeter
 from learner.packing import MicroBatch, Sequences, idle_batch, in_token_order, micro_batches
 from learner.schedules import ScheduledValue, schedule
@@ -270,13 +270,20 @@ class LearnerRank:
         if self.config.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         trainable = add_lora(model, self.config) if self.config.lora_rank else list(freeze(model).values())
+        if self.config.zero_stage == 3:
+            from deepspeed import zero
+
+            for _, layer in merged_layers(model):  # which computes with parameters of its parts, never calling them
+                for parameter in layer.parameters():
+                    zero.register_external_parameter(layer, parameter)
         return model.train(), trainable  # Janus has no dropout: train() only switches checkpointing
 
     def _changing(self) -> list[tuple[str, list[nn.Parameter], Callable[[], Tensor]]]:
-        """(name, what must be gathered for it, its value then) of every parameter of the policy that changes."""
+        """(name, what must be gathered for it, its value then) of every parameter of the policy that changes, and of
+        those that engines keep in one weight with it."""
         janus = self.engine.module.janus
         if self.config.lora_rank:
-            return [(layer.name, layer.parameters, layer.merged) for layer in adapted_layers(janus)]
+            return [(weight.name, weight.parameters, weight.value) for weight in published_weights(janus)]
         return [(name, [p], p.detach) for name, p in janus.named_parameters() if p.requires_grad]
 
     def _gathered(self, parameters: list[nn.Parameter]) -> AbstractContextManager[None]:
