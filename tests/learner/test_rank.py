@@ -188,7 +188,7 @@ def test_warm_up_starts_above_zero_and_ends_at_the_full_rate(results: dict[str, 
 
 
 def test_lora_in_bfloat16_stays_the_policy_that_it_publishes(results: dict[str, Result]) -> None:
-    """On-policy steps with updates below the last bit of most weights, under ZeRO-3 and recomputation: the ratio is 1."""
+    """On-policy steps with updates below the last bit of most weights, under ZeRO-3 and recomputation: a ratio of 1."""
     for step in results["bfloat16, zero3, LoRA, sampled"].metrics[0]:
         assert step["grad_norm"] > 0
         for segment in ("semantic", "image"):
