@@ -116,6 +116,7 @@ class TrainConfig:
     seed: int = 0
     mode: str = "sync"  # sync: rollouts wait for the newest policy; async: they run ahead while the learner trains
     max_staleness: int = 1  # async: updates between the policy that sampled and the one that learns; 0: as sync
+    deterministic: bool = False  # GPUs: the same bits in every run, slower; CPUs give them anyway
 
 
 @dataclass
