@@ -14,13 +14,14 @@ from ray.experimental import get_object_locations
 from actors import placement
 from actors.agreement import check_agreement
 from actors.calls import Pool, first_ready, numbered, wait_for, wait_for_all
-from actors.engine_environment import CPU_ENVIRONMENT, ENVIRONMENT
+from actors.engine_environment import BATCH_INVARIANT, CPU_ENVIRONMENT, ENVIRONMENT
 from actors.expert import ExpertActor
 from actors.learner import LearnerActor
 from actors.placement import Placement, Role
 from actors.reference import ReferenceActor
 from actors.rollout import RolloutActor
 from actors.sampling import Sampling
+from actors.startup import DETERMINISTIC
 from actors.usage import Usage
 from actors.watch import Watch, table_entry
 from rewards.base import ExpertScores
@@ -32,6 +33,8 @@ AGAIN = {"retry_exceptions": True}
 """A call that raised is repeated, `reward.retries` times at most: calls are pure, and devices have bad moments."""
 PATIENCE_S = 60.0
 """How much longer learner ranks wait for one another than this process waits for them."""
+CUBLAS = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+"""Without it cuBLAS may split a product differently from call to call."""
 CPU_ONLY = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 
 
@@ -127,7 +130,7 @@ class Cluster:
         usage = Usage()
 
         def spawn(actor_class: type, role: Role, args: Sequence[Any], **options: Any) -> list[Any]:
-            env = actor_environment(role, options.pop("runtime_env", {}))
+            env = actor_environment(role, options.pop("runtime_env", {}), config.train.deterministic)
             return [
                 ray.remote(actor_class)
                 .options(name=f"{role.name}-{i}", runtime_env=env, **reserved.options(role, i), **options)
@@ -147,13 +150,16 @@ class Cluster:
             guidance,
             config.train.steps,
         )
+        lora = config.learner.lora_rank > 0  # then pushes hold the adapted layers only
         reference_args = (config.policy, config.reference.tokens_per_batch, config.rollout.temperature, guidance)
         return cls(
             config,
             reserved,
             learners=spawn(LearnerActor, by_name["learner"], learner_args),
             rollouts=Pool(
-                "rollout", spawn(RolloutActor, by_name["rollout"], (config.policy, config.rollout), **restarts), usage
+                "rollout",
+                spawn(RolloutActor, by_name["rollout"], (config.policy, config.rollout, True, lora), **restarts),
+                usage,
             ),
             experts={
                 name: Pool(
@@ -356,9 +362,17 @@ def expert_scores(scores: Scores) -> ExpertScores:
     return ExpertScores(np.asarray(scores.score), scores.status, scores.error)
 
 
-def actor_environment(role: Role, runtime_env: dict[str, Any]) -> dict[str, Any]:
-    """Runtime environment of an actor: what its libraries read from the environment, then the configuration's own."""
-    variables = dict(CPU_ONLY) if role.num_gpus == 0 else {}
+def actor_environment(role: Role, runtime_env: dict[str, Any], deterministic: bool = False) -> dict[str, Any]:
+    """Runtime environment of an actor: what its libraries read from the environment, then the configuration's own.
+
+    deterministic: the same bits every time also on GPUs. What the learner's backward pass cannot do so, fails; models
+    that only run forward have operations that torch merely cannot vouch for.
+    """
+    gpu = role.num_gpus > 0
+    variables = {} if gpu else dict(CPU_ONLY)
     if role.name == "rollout":
-        variables |= ENVIRONMENT | (CPU_ENVIRONMENT if role.num_gpus == 0 else {})
+        variables |= ENVIRONMENT | ({} if gpu else CPU_ENVIRONMENT)
+        variables |= BATCH_INVARIANT if gpu and deterministic else {}
+    elif deterministic:
+        variables |= {DETERMINISTIC: "error" if role.name == "learner" else "warn"} | CUBLAS
     return {**runtime_env, "env_vars": {**variables, **runtime_env.get("env_vars", {})}}

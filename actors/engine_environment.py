@@ -10,3 +10,5 @@ CPU_ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # several actors share few cores
     "OMP_NUM_THREADS": "1",  # tiny models: more threads are slower
 }
+BATCH_INVARIANT = {"VLLM_BATCH_INVARIANT": "1"}
+"""On a GPU: kernels whose sums do not depend on how many sequences are decoded beside."""

@@ -8,7 +8,7 @@ import pyarrow as pa
 import ray
 
 from actors.network import use_nodes_interface
-from actors.startup import uncollected
+from actors.startup import take_device, uncollected
 from t2ir1_ray.config import LearnerConfig, PolicyConfig
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class LearnerActor:
         with uncollected():
             from learner.rank import LearnerRank
 
+            take_device()
             self.rank = LearnerRank(policy, config, rank, world_size, temperature, guidance, steps)
 
     def address(self, routable: bool) -> tuple[str, int]:

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 class RolloutActor:
     """A `Sampler` that other processes ask for samples and hand new policy versions."""
 
-    def __init__(self, policy: PolicyConfig, rollout: RolloutConfig, awaits_weights: bool = True):
-        """`awaits_weights=False`: the checkpoint itself is the policy, as version 0; no push is needed."""
+    def __init__(
+        self, policy: PolicyConfig, rollout: RolloutConfig, awaits_weights: bool = True, on_checkpoint: bool = False
+    ):
+        """`awaits_weights`, `on_checkpoint`: as of `Sampler`."""
         with uncollected():
             from actors.sampler import Sampler
         with uncollected():
-            self.sampler = Sampler(policy, rollout, awaits_weights)
+            self.sampler = Sampler(policy, rollout, awaits_weights, on_checkpoint)
 
     def take_version(self, weights: "Weights") -> tuple[int, str]:
         """Replace the trained parameters; returns the version and the digest of what the model took in."""

@@ -26,8 +26,11 @@ class Sampler:
     vLLM reads its switches when this module is imported: see `engine_environment`.
     """
 
-    def __init__(self, policy: PolicyConfig, rollout: RolloutConfig, awaits_weights: bool = True):
-        """`awaits_weights=False`: the checkpoint itself is the policy, as version 0; no push is needed."""
+    def __init__(
+        self, policy: PolicyConfig, rollout: RolloutConfig, awaits_weights: bool = True, on_checkpoint: bool = False
+    ):
+        """`awaits_weights=False`: the checkpoint itself is the policy, as version 0; no push is needed.
+        `on_checkpoint`: pushes bring a part of what makes tokens (LoRA), the rest stays the checkpoint's."""
         self.device = take_device()
         config = janus.load_config(policy.path)
         self.format = janus.PromptFormat(janus.load_tokenizer(policy.path), policy)
@@ -44,7 +47,8 @@ class Sampler:
         self.decoder = ImageDecoder(self.engine.trunk, self.format.pad_id, num_tokens)
         self.version: int | None = None if awaits_weights else 0
         """Of the policy that is held; None before the first push."""
-        self._load_checkpoint(policy.path, config, ("model.generation_",) if awaits_weights else TRUNK)
+        comes_later = awaits_weights and not on_checkpoint
+        self._load_checkpoint(policy.path, config, ("model.generation_",) if comes_later else TRUNK)
 
     def take_version(self, version: int, weights: Mapping[str, Tensor]) -> str:
         """Replace the trained parameters; returns the digest of what the model took in."""
@@ -59,7 +63,9 @@ class Sampler:
 
         A sample depends on its own row, not on the rows beside it. Without a sampled plan, `semantic_ids` are empty.
         `vq_batch`: images that become pixels at once; 1 keeps even their last bit from depending on the others.
+        Raises RunError if the policy is not whole.
         """
+        self.engine.trunk.held.check_whole(self.engine.trunk)
         rows = list(zip(prompts, numbers, strict=True))
         seeds = [sample_seed(sampling, prompt["prompt_id"], number) for prompt, number in rows]
         plan_prompts = [self.format.plan_prompt_ids(prompt["prompt"]) for prompt, _ in rows]

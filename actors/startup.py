@@ -2,8 +2,16 @@
 
 import atexit
 import gc
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from t2ir1_ray.errors import UserError
+
+DETERMINISTIC = "T2IR1_DETERMINISTIC"
+"""Environment variable of an actor under `train.deterministic`: `error` or `warn`, what torch does about an operation
+that has no deterministic form on this device."""
 
 
 @contextmanager
@@ -23,14 +31,40 @@ def uncollected() -> Iterator[None]:
 
 
 def take_device() -> str:
-    """cuda or cpu, whichever this process was given.
+    """cuda or cpu, whichever this process was given, and torch's switches for it.
 
     On a GPU without cuDNN's attention, which plans anew for every shape, and here nearly every shape is new: on an H200
     0.3 to 3.4 s for each against 0.15 s of the flash kernel (tests/gpu/learner.py).
+    Raises UserError in an actor that sees other GPUs than its own.
     """
     import torch
 
+    _check_visible(torch.cuda.device_count())
+    wanted = os.environ.get(DETERMINISTIC)
+    if wanted:
+        torch.use_deterministic_algorithms(True, warn_only=wanted == "warn")
+        torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and finds bugs of another kind
     if not torch.cuda.is_available():
         return "cpu"
     torch.backends.cuda.enable_cudnn_sdp(False)
     return "cuda"
+
+
+def _check_visible(seen: int) -> None:
+    """Ray hides all GPUs of a node but an actor's own, unless it was told not to: then every actor takes the first."""
+    ray = sys.modules.get("ray")
+    if not ray or not ray.is_initialized() or not ray.get_runtime_context().get_actor_id():
+        return  # no actor: whoever started this process says what it sees
+    context = ray.get_runtime_context()
+    given = len(context.get_accelerator_ids().get("GPU", ()))
+    if seen == given:
+        return
+    name = context.get_actor_name()
+    if not seen:
+        raise UserError(f"{name}: has {given} GPU and torch sees none: run python -m t2ir1_ray.doctor on its node")
+    unhidden = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
+    cause = unhidden if os.environ.get(unhidden, "0") not in ("0", "") else "CUDA_VISIBLE_DEVICES"
+    raise UserError(
+        f"{name}: sees {seen} GPUs instead of its own {given}: unset {cause} where Ray is started on its node, and in "
+        "runtime environments"
+    )

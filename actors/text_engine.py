@@ -80,18 +80,20 @@ class TextEngine:
         return self._llm.llm_engine.model_executor.driver_worker.worker.model_runner.get_model()
 
     def take_weights(self, weights: Mapping[str, Tensor]) -> str:
-        """Replace the given parameters (transformers' names of Janus); returns the digest of what the model took in."""
-        self.trunk.received = Digest()
+        """Replace the given parameters (transformers' names of Janus); returns the digest of what the model took in.
+
+        Raises RunError if the model does not hold it afterwards.
+        """
+        self._begin_update()
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
-        self._forget_prefixes()
-        return self.trunk.received.hexdigest()
+        return self._end_update()
 
     def join_transfer(self, init_info: dict[str, Any]) -> None:
         """Enter the NCCL group of weight transfers (`nccl_transfer.py`)."""
         self._llm.init_weight_transfer_engine({"init_info": init_info})
 
     def start_update(self) -> None:
-        self.trunk.received = Digest()
+        self._begin_update()
         self._llm.start_weight_update()
 
     def receive_update(self, update_info: dict[str, Any]) -> None:
@@ -100,7 +102,15 @@ class TextEngine:
     def finish_update(self) -> str:
         """End an update over NCCL; returns the digest of what the model took in."""
         self._llm.finish_weight_update()
+        return self._end_update()
+
+    def _begin_update(self) -> None:
+        self.trunk.received = Digest()
+        self.trunk.held.begin()
+
+    def _end_update(self) -> str:
         self._forget_prefixes()
+        self.trunk.held.check(self.trunk)
         return self.trunk.received.hexdigest()
 
     def _forget_prefixes(self) -> None:

@@ -8,17 +8,48 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import JanusConfig
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAEAlignerMLP, JanusVQVAEHead
 from vllm.config import VllmConfig
+from vllm.model_executor.layers.activation import SiluAndMul
+from vllm.model_executor.layers.layernorm import RMSNorm
+from vllm.model_executor.layers.rotary_embedding import RotaryEmbedding
 from vllm.model_executor.models.llama import LlamaForCausalLM
 
+from actors.held import Held
 from actors.weights import Digest
+from t2ir1_ray.janus.rounding import normed, rotated
 
 ARCHITECTURE = "JanusTrunk"
 _PREFIXES = {"model.language_model.": "model.", "lm_head.": "lm_head.", "model.generation_": "generation_"}
+
+
+class _Norm(RMSNorm):
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        total = x if residual is None else x + residual
+        out = normed(total, self.weight, self.variance_epsilon)
+        return out if residual is None else (out, total)
+
+
+class _Rotary(RotaryEmbedding):
+    def forward(self, positions: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = self._match_cos_sin_cache_dtype(query)[positions.flatten(), None].chunk(2, -1)
+        heads = (cos.shape[0], -1, self.head_size)
+        return tuple(rotated(flat.view(heads), cos, sin).view_as(flat) for flat in (query, key))
+
+
+class _Activation(SiluAndMul):
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = x.chunk(2, -1)
+        return F.silu(gate) * up
+
+
+_ROUNDING = {RMSNorm: _Norm, RotaryEmbedding: _Rotary, SiluAndMul: _Activation}
+"""vLLM's layers, and the same with the learner's roundings (`janus.rounding`), for bfloat16."""
 
 
 class JanusTrunk(LlamaForCausalLM):
@@ -33,6 +64,10 @@ class JanusTrunk(LlamaForCausalLM):
         self.device = vllm_config.device_config.device
         self.received = Digest()
         """Of what the latest update brought, under transformers' names."""
+        self.held = Held()
+        if vllm_config.model_config.dtype != torch.float32:
+            for module in self.model.modules():
+                module.__class__ = _ROUNDING.get(type(module), type(module))
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Accepts transformers' names of the whole Janus model and keeps what it has modules for."""
@@ -44,7 +79,9 @@ class JanusTrunk(LlamaForCausalLM):
             self.received.add(name, tensor)
             for old, new in _PREFIXES.items():
                 if name.startswith(old):
-                    yield new + name.removeprefix(old), tensor
+                    own = new + name.removeprefix(old)
+                    self.held.note(own, tensor)
+                    yield own, tensor
 
 
 def write_engine_config(config: JanusConfig, folder: Path) -> None:

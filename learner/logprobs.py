@@ -58,6 +58,26 @@ class _LogSoftmaxAt(torch.autograd.Function):
         return out, None, None, None
 
 
+class _Rows(torch.autograd.Function):
+    """`index_select(0, places)` whose gradient adds up in one order: the branches of a prompt share its last place, and
+    on a GPU index_select's own gradient adds with atomics, in bfloat16."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.shape = hidden.shape
+        return hidden.index_select(0, places)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (places,) = ctx.saved_tensors
+        out = grad.new_zeros(ctx.shape)
+        if grad.is_cuda:  # sorts the places
+            return out.index_put_((places,), grad, accumulate=True), None
+        return out.index_add_(0, places, grad), None  # in their order
+
+
 def _chunks(logits: Tensor) -> list[slice]:
     step = max(1, CHUNK // logits.shape[1])
     return [slice(start, start + step) for start in range(0, logits.shape[0], step)]
@@ -95,7 +115,7 @@ def sequence_logprobs(
         use_cache=False,
     )
     hidden = trunk.last_hidden_state.flatten(0, 1)
-    plans = model.lm_head(hidden.index_select(0, batch.semantic_places))
+    plans = model.lm_head(_Rows.apply(hidden, batch.semantic_places))
     drawn = torch.cat([batch.image_places, batch.unconditional_places])  # one call: ZeRO-3 counts them
     images = model.model.generation_head(hidden.index_select(0, drawn))
     if len(batch.unconditional_places):

@@ -9,7 +9,7 @@ from learner.logprobs import TokenValues
 from learner.packing import MicroBatch
 
 SEGMENTS = ("semantic", "image")
-SUMS = ("tokens", "kl", "entropy", "mismatch", "ratio", "clipped")
+SUMS = ("tokens", "kl", "entropy", "mismatch", "ratio", "clipped", "drift")
 _POSITIVE = (1e-3, 1e-2, 0.05, 0.1, 0.2, 0.5, 1.0)
 RATIO_EDGES = (*(-edge for edge in reversed(_POSITIVE)), *_POSITIVE)
 """Borders of the bins into which log ratios are counted; the first and the last bin are open."""
@@ -40,6 +40,7 @@ class StepMeter:
                 kl_estimate(sampled, values.logprobs, "k3"),  # sampled by the first: KL(sampling || learner)
                 ratio,
                 tokens.clipped,
+                drift.abs(),
             ]
         ).double()
         bins = torch.bucketize(drift, self.edges)
@@ -55,8 +56,8 @@ class StepMeter:
         """Of the whole batch: sums over ranks, then means over the tokens of a segment.
 
         loss; kl and segment_kl/<segment> (to the reference); entropy/<segment>; clip_fraction/<segment>;
-        mismatch/<segment>_{kl, ratio_mean, ratio_max, max}: the learner's against the sampling policy's
-        probabilities, `max` being the largest |log ratio|: 0, 1, 1, 0 where an exactly on-policy batch meets equal
+        mismatch/<segment>_{kl, ratio_mean, ratio_max, abs_mean, max}: the learner's against the sampling policy's
+        probabilities, the last two of |log ratio|: 0, 1, 1, 0, 0 where an exactly on-policy batch meets equal
         arithmetic; mismatch/<segment>_histogram: number of tokens by log ratio, in the bins between RATIO_EDGES;
         tokens; padding, the share of places that hold none and the only figure that depends on the cutting.
         """
@@ -82,6 +83,7 @@ class StepMeter:
             metrics[f"mismatch/{segment}_kl"] = row["mismatch"] / count
             metrics[f"mismatch/{segment}_ratio_mean"] = row["ratio"] / count
             metrics[f"mismatch/{segment}_ratio_max"] = ratio_max
+            metrics[f"mismatch/{segment}_abs_mean"] = row["drift"] / count
             metrics[f"mismatch/{segment}_max"] = drift_max
             metrics[f"mismatch/{segment}_histogram"] = histogram
         return metrics

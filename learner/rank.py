@@ -5,7 +5,6 @@ same number of micro-batches through the same modules (see `packing`): one with 
 """
 
 import logging
-import math
 import os
 import re
 import warnings
@@ -24,13 +23,13 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from learner.bicot_grpo import token_losses
 from learner.logprobs import TokenValues, sequence_logprobs
-from learner.lora import adapted_layers, add_lora, save_adapter
+from learner.lora import add_lora, merged_layers, published_weights, save_adapter
 from learner.meter import StepMeter
 from learner.packing import MicroBatch, Sequences, idle_batch, in_token_order, micro_batches
 from learner.schedules import ScheduledValue, schedule
 from learner.universal import universal_checkpoint
 from t2ir1_ray.config import LearnerConfig, PolicyConfig
-from t2ir1_ray.errors import RunError
+from t2ir1_ray.errors import RunError, check_finite
 from t2ir1_ray.janus.policy import PromptFormat, freeze, load_model, load_tokenizer, save_policy
 from t2ir1_ray.records.schema import LearnerBatch
 
@@ -149,8 +148,8 @@ class LearnerRank:
         """One update on this rank's samples (`LearnerBatch`, possibly none); returns metrics of the whole batch.
 
         `on_policy=False`: the ratio is taken against the stored sampling log-probs, and truncated or clipped.
-        The metrics are those of `StepMeter`, and grad_norm (before clipping), lr and beta. Raises RunError if loss or
-        gradient is not finite.
+        The metrics are those of `StepMeter`, and grad_norm (before clipping), lr and beta. Raises RunError if one of
+        them is not finite.
         """
         data = LearnerBatch.from_arrow(batch)
         device = self.engine.device
@@ -181,8 +180,7 @@ class LearnerRank:
             meter.add(micro_batch, loss, losses, values, own.sampled)
         self.beta.step()
         metrics = meter.metrics() | {"grad_norm": float(self.engine.get_global_grad_norm()), "lr": lr, "beta": beta}
-        if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
-            raise RunError(f"learner: loss={metrics['loss']} grad_norm={metrics['grad_norm']}: not finite")
+        check_finite(metrics, "update")
         return metrics
 
     def trainable_metadata(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
@@ -291,13 +289,20 @@ class LearnerRank:
         if self.config.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         trainable = add_lora(model, self.config) if self.config.lora_rank else list(freeze(model).values())
+        if self.config.zero_stage == 3:
+            from deepspeed import zero
+
+            for _, layer in merged_layers(model):  # which computes with parameters of its parts, never calling them
+                for parameter in layer.parameters():
+                    zero.register_external_parameter(layer, parameter)
         return model.train(), trainable  # Janus has no dropout: train() only switches checkpointing
 
     def _changing(self) -> list[tuple[str, list[nn.Parameter], Callable[[], Tensor]]]:
-        """(name, what must be gathered for it, its value then) of every parameter of the policy that changes."""
+        """(name, what must be gathered for it, its value then) of every parameter of the policy that changes, and of
+        those that engines keep in one weight with it."""
         janus = self.engine.module.janus
         if self.config.lora_rank:
-            return [(layer.name, layer.parameters, layer.merged) for layer in adapted_layers(janus)]
+            return [(weight.name, weight.parameters, weight.value) for weight in published_weights(janus)]
         return [(name, [p], p.detach) for name, p in janus.named_parameters() if p.requires_grad]
 
     def _gathered(self, parameters: list[nn.Parameter]) -> AbstractContextManager[None]:

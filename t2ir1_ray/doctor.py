@@ -30,6 +30,8 @@ from t2ir1_ray.fitting.nodes import DEBIAN, cluster_nodes, run_folder, submissio
 from t2ir1_ray.janus.policy import load_config
 
 UNPINNED = ("torchaudio", "torchcodec")
+LORA_RATE = 1e-5
+"""Least learning rate at which LoRA is usual."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -54,6 +56,7 @@ def examine(config: Config, hub: bool = False, measure: bool = False) -> Iterato
     yield from libraries()
     nodes = yield from machines(config, measure)
     yield authentication(config)
+    yield from rates(config)
     yield from run_folder(config)
     if not submitted_copy() and (cluster_address(config) or "RAY_API_SERVER_ADDRESS" in os.environ):
         yield from submission(Path.cwd())
@@ -79,7 +82,7 @@ def preflight(config: Config) -> list[str]:
     Raises UserError for what would fail.
     """
     lines: list[str] = []
-    checks = [*reachable(config), *files(config), *run_folder(config)]
+    checks = [*reachable(config), *rates(config), *files(config), *run_folder(config)]
     shapes = policy_shapes(config)
     if shapes:
         checks += storage(config, shapes)
@@ -231,6 +234,14 @@ def authentication(config: Config) -> Check:
     if watched and held.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
         return Check("warn", f"others can read {held}: chmod 600 {held}")
     return Check("ok", f"Ray authentication: {mode or 'a token of its own for a local cluster'}")
+
+
+def rates(config: Config) -> Iterator[Check]:
+    """A learning rate that was meant for all parameters leaves LoRA's where they are."""
+    learner = config.learner
+    if learner.lora_rank and learner.learning_rate < LORA_RATE:
+        asked = f"learner.learning_rate={learner.learning_rate:g} with learner.lora_rank={learner.lora_rank}"
+        yield Check("warn", f"{asked}: LoRA learns next to nothing: set it between {LORA_RATE:g} and 1e-4")
 
 
 def files(config: Config) -> Iterator[Check]:

@@ -1,7 +1,9 @@
 """The two ways in which a command of this project ends badly, each with one line and its exit code."""
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from numbers import Real
 
 LONGEST = 400
 """Characters of one exception in a line: its beginning and its end."""
@@ -17,6 +19,14 @@ class UserError(Exception):
 
 class RunError(Exception):
     """A run that could not go on (a dead process, a timeout, a non-finite reward). One line, exit code 1."""
+
+
+def check_finite(figures: Mapping[str, object], who: str) -> None:
+    """Raises RunError with the names of the figures that are NaN or infinite. What has no value is None or left out."""
+    bad = [f"{name}={v}" for name, v in figures.items() if isinstance(v, Real) and not math.isfinite(v)]
+    if bad:
+        more = f" and {len(bad) - 4} more" if len(bad) > 4 else ""
+        raise RunError(f"{who}: not finite: {', '.join(bad[:4])}{more}")
 
 
 def reason(error: BaseException) -> str:

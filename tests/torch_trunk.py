@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration
 
+from t2ir1_ray.janus.rounding import normed, rotated
+
 
 class TorchTrunk(nn.Module):
     """The parts of Janus that make tokens."""
@@ -89,8 +91,8 @@ class _Norm(nn.Module):
     def forward(self, hidden: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         if residual is not None:
             hidden = hidden + residual
-        normed = F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
-        return normed if residual is None else (normed, hidden)
+        out = normed(hidden, self.weight, self.eps)
+        return out if residual is None else (out, hidden)
 
 
 class _Rotary(nn.Module):
@@ -110,5 +112,4 @@ class _Rotary(nn.Module):
         return self._turned(query, cos, sin), self._turned(key, cos, sin)
 
     def _turned(self, rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        first, second = rows.view(len(rows), -1, self.head_dim).chunk(2, -1)
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).flatten(1)
+        return rotated(rows.view(len(rows), -1, self.head_dim), cos, sin).flatten(1)

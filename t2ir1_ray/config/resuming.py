@@ -51,7 +51,7 @@ _TABLE = {
         "loss_average semantic_weight image_weight zero_variance max_resamples tokens_per_batch "
         "gradient_checkpointing lora_alpha",
     },
-    "train": {Change.FORCED: "steps seed mode max_staleness"},
+    "train": {Change.FORCED: "steps seed mode max_staleness deterministic"},
     "eval": {Change.FORCED: "prompts verifier every count seed"},
     "journal": {
         Change.FREE: "dump_every images_every save_every keep_last trackers profile",
@@ -69,7 +69,7 @@ ON_RESUME: Mapping[tuple[str, str], Change] = {
 }
 """(section, key) of the configuration -> what a changed value means; an expert's name is left out."""
 EXPERIENCE = (
-    *("policy.", "data.", "rollout.", "experts.", "reward.", "reference.", "train.seed"),
+    *("policy.", "data.", "rollout.", "experts.", "reward.", "reference.", "train.seed", "train.deterministic"),
     *("learner.image_logprobs", "learner.zero_variance", "learner.max_resamples"),
 )
 """Beginnings of the keys that a step's samples and scores depend on."""

@@ -75,7 +75,7 @@ class LearnerConfig:
     num_cpus: float = 1.0
     zero_stage: int = 3  # 1, 2 or 3
     dtype: str = "bfloat16"  # of parameters and activations; the optimizer keeps float32
-    learning_rate: float = 1e-6
+    learning_rate: float = 1e-6  # with LoRA 1e-5 to 1e-4: its adapters start at zero and are small
     lr_schedule: str = "constant"  # constant, linear or cosine (towards 0 at the end of the run)
     warmup_steps: int = 0
     betas: tuple[float, float] = (0.9, 0.999)
@@ -116,6 +116,7 @@ class TrainConfig:
     seed: int = 0
     mode: str = "sync"  # sync: rollouts wait for the newest policy; async: they run ahead while the learner trains
     max_staleness: int = 1  # async: updates between the policy that sampled and the one that learns; 0: as sync
+    deterministic: bool = False  # GPUs: the same bits in every run, slower; CPUs give them anyway
 
 
 @dataclass

@@ -27,7 +27,7 @@ BUCKET = 500_000_000
 LIVE = 1_000_000_000
 """Parameters that ZeRO-3 holds gathered (`stage3_max_live_parameters`), and its `sub_group_size`."""
 CHUNK = 1 << 24
-"""Logits in float32 at one time, as in learner/logprobs.py."""
+"""Logits in float32 at one time, as in learner/logprobs.py; elements of a weight under LoRA as well."""
 VQ_BATCH, VQ_MAPS = 64, 5
 """Images that become pixels at once (actors/sampler.py), and feature maps of full size while they do: three on a CPU,
 five on an H200 with the convolution's workspace."""
@@ -198,8 +198,9 @@ def state_bytes(trained: int, frozen: int, stage: int, ranks: int, dtype: str) -
 def layer_bytes(shapes: Shapes, width: int) -> tuple[int, int]:
     """Of one decoder layer and one token: (kept for the backward pass, added by that pass at its largest).
 
-    Kept: two RMSNorms (4 + 2 w) H each, queries and attention's output 2 w H, keys and values 2 w K, and the MLP's
-    gate, its SiLU, up and their product 4 w I. Added: the gradients of three of the MLP's arrays, 3 w I.
+    Kept: two RMSNorms (4 + 2 w) H each (2 w H in bfloat16 on a GPU, where they are one kernel), queries and attention's
+    output 2 w H, keys and values 2 w K, and the MLP's gate, its SiLU, up and their product 4 w I. Added: the gradients
+    of three of the MLP's arrays, 3 w I.
     """
     kept = 2 * (4 + 2 * width) * shapes.hidden + 2 * width * (shapes.hidden + shapes.keys)
     return kept + 4 * width * shapes.intermediate, 3 * width * shapes.intermediate
@@ -220,7 +221,8 @@ def learner_work(config: Config, shapes: Shapes) -> float:
     """Bytes of a micro-batch of T places at its largest, beside state and buffers.
 
     With gradient checkpointing w T H per layer, and then either one layer recomputed (`layer_bytes`) or the last norm
-    (4 + 3 w) T H and the heads (`head_bytes`); without it every layer's arrays, the last norm and the heads.
+    (4 + 3 w) T H and the heads (`head_bytes`); without it every layer's arrays, the last norm and the heads. With LoRA
+    the merged weight of one layer, w H I, and 2^24 of its elements twice in float32.
     """
     learner, width = config.learner, _width(config.learner.dtype)
     kept, added = layer_bytes(shapes, width)
@@ -230,7 +232,9 @@ def learner_work(config: Config, shapes: Shapes) -> float:
         place = width * shapes.hidden * shapes.layers + max(kept + added, last + heads)
     else:
         place = kept * shapes.layers + last + max(added, heads)
-    return place * learner.tokens_per_batch + 3 * 4 * min(CHUNK, learner.tokens_per_batch * shapes.vocabulary)
+    merged = shapes.hidden * shapes.intermediate if learner.lora_rank else 0
+    once = width * merged + 2 * 4 * min(CHUNK, merged)
+    return place * learner.tokens_per_batch + 3 * 4 * min(CHUNK, learner.tokens_per_batch * shapes.vocabulary) + once
 
 
 def learner_parts(config: Config, shapes: Shapes) -> tuple[Part, ...]:

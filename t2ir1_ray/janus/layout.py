@@ -1,7 +1,8 @@
 """DeepSeek's original Janus-Pro layout (`model_type: multi_modality`) under transformers' names and configuration.
 
 Mapped weights give bit-identical image logits, text logits and decoded pixels. The original's `attn_pool` of the
-vision tower and the usage buffer of the VQ model have no counterpart and are not needed.
+vision tower and the usage buffer of the VQ model have no counterpart and are not needed. Also here: which of
+transformers' weights of the language model an engine keeps as one.
 """
 
 import re
@@ -13,6 +14,8 @@ from transformers import JanusConfig
 
 from t2ir1_ray.errors import UserError
 
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+"""Linear layers of the language model that engines keep as one, with its rows in this order."""
 _DROPPED = re.compile(r"vision_model\.vision_tower\.attn_pool\.|gen_vision_model\.quantize\.codebook_used$")
 _RULES = tuple(
     (re.compile(pattern), replacement)
@@ -54,6 +57,19 @@ def hf_name(name: str) -> str | None:
             continue  # the VQ model's own norm1/norm2 keep their names
         name = pattern.sub(replacement, name)
     return name
+
+
+def fused_with(name: str) -> tuple[str, tuple[str, ...]]:
+    """(name of the weight that an engine makes of a parameter, names of all parameters that are part of it, in order).
+
+    Who changes one of those must give an engine all of them: it builds the weight anew.
+    """
+    layer, _, kind = name.rpartition(".")
+    parent, _, leaf = layer.rpartition(".")
+    for fused, parts in FUSED.items():
+        if leaf in parts:
+            return f"{parent}.{fused}.{kind}", tuple(f"{parent}.{part}.{kind}" for part in parts)
+    return name, (name,)
 
 
 def to_hf(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

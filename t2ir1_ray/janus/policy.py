@@ -23,6 +23,7 @@ from t2ir1_ray.checkpoints.weights import read_tensors
 from t2ir1_ray.config import PolicyConfig
 from t2ir1_ray.errors import UserError
 from t2ir1_ray.janus import layout as janus_layout
+from t2ir1_ray.janus.rounding import round_as_engines
 
 BEGIN_OF_IMAGE = "<begin_of_image>"
 PAD = "<｜▁pad▁｜>"
@@ -149,7 +150,7 @@ def checked_tensors(path: str, config: JanusConfig) -> dict[str, Tensor]:
 
 
 def load_model(path: str, dtype: str = "float32", device: str = "cpu") -> JanusForConditionalGeneration:
-    """The whole model in evaluation mode, every tensor from the checkpoint."""
+    """The whole model in evaluation mode, every tensor from the checkpoint; in bfloat16 it rounds as samplers do."""
     config = load_config(path)
     model = JanusForConditionalGeneration.from_pretrained(
         None,
@@ -158,6 +159,8 @@ def load_model(path: str, dtype: str = "float32", device: str = "cpu") -> JanusF
         dtype=getattr(torch, dtype),
         attn_implementation="sdpa",
     )
+    if dtype != "float32":
+        round_as_engines(model)
     return model.to(device).eval()
 
 

@@ -2,7 +2,6 @@
 
 import io
 import json
-import math
 import os
 import shutil
 import textwrap
@@ -20,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from learner.meter import RATIO_EDGES, SEGMENTS
 from t2ir1_ray import config as configuration
 from t2ir1_ray.config import Config
-from t2ir1_ray.errors import RunError, UserError
+from t2ir1_ray.errors import RunError, UserError, check_finite
 from t2ir1_ray.journal.exported import Exporter
 from t2ir1_ray.journal.metric_names import MetricNames
 from t2ir1_ray.journal.progress import Progress
@@ -124,12 +123,13 @@ class Journal:
         self._progress.say(line)
 
     def write(self, metrics: dict[str, Any], experience: Experience | None = None) -> None:
-        """One step's metrics to every reader, and its samples when they are due.
+        """One step's metrics to every reader, and its samples when they are due. None: the step has no such figure.
 
-        Raises RunError if the disk fails, or another process has taken the folder over.
+        Raises RunError if a figure is not finite, the disk fails, or another process has taken the folder over.
         """
         self._writer.check()
         self._names.check(metrics)
+        check_finite(metrics, f"step {metrics['step']}")
         if shutil.disk_usage(self.run).free < LEAST_FREE_BYTES:  # TensorBoard's own thread would die with a traceback
             raise RunError(f"journal: {self.run}: No space left on device: free the disk, then --resume")
         try:
@@ -138,13 +138,11 @@ class Journal:
             raise RunError(f"journal: {self.run}: {error.strerror or error}: free the disk, then --resume") from None
 
     def _write(self, metrics: dict[str, Any], experience: Experience | None) -> None:
-        bad = [key for key, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)]
-        record = {key: None if key in bad else value for key, value in metrics.items()}
-        self._metrics.write(json.dumps(record) + "\n")
+        self._metrics.write(json.dumps(metrics) + "\n")
         self._metrics.flush()
         step = metrics["step"]
         for key, value in metrics.items():
-            if key != "step" and not isinstance(value, list):
+            if key != "step" and isinstance(value, int | float):
                 self._board.add_scalar(key, value, step)
         self._trackers.log(metrics, step)
         if self._exporter:

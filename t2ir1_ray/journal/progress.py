@@ -51,7 +51,8 @@ class Progress:
         if step == 0:
             self._bar.update(self._task, description=f"first step{self._accuracy}")
             return
-        phases = " ".join(f"{p} {metrics[f'time/{p}_s']:.1f}" for p in ("rollout", "score", "learn", "publish"))
+        seconds = {phase: metrics[f"time/{phase}_s"] for phase in ("rollout", "score", "learn", "publish")}
+        phases = " ".join(f"{phase} {value:.1f}" for phase, value in seconds.items() if value is not None)
         line = f"reward {metrics['reward/mean']:.3f} kl {metrics['kl']:.4f}{self._accuracy} | s: {phases}"
         line += f" | ETA {self.seconds_left(step) / 60:.1f} min"
         self._bar.update(self._task, completed=step, description=line)

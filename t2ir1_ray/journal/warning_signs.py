@@ -9,8 +9,9 @@ from t2ir1_ray.config import Config
 
 WINDOW = 20
 """Steps over which a trend is judged: single steps are noisy."""
-ON_POLICY_DRIFT = 0.05
-"""Largest |log ratio| of sampler and learner that float32 arithmetic explains; bfloat16 is allowed ten times it."""
+ON_POLICY_DRIFT = {"abs_mean": 0.01, "max": 0.05}
+"""Mean and largest |log ratio| of sampler and learner that float32 arithmetic explains; bfloat16 is allowed ten times
+as much: on an H200 Janus-Pro-7B's sizes gave means of 0.02 (plans) and 0.04 (images), 0.18 at most."""
 
 
 class WarningSigns:
@@ -19,7 +20,7 @@ class WarningSigns:
     def __init__(self, config: Config):
         self.rewarded = [name for name, expert in config.experts.items() if expert.role == "reward"]
         exact = config.policy.dtype == config.learner.dtype == "float32"
-        self.drift = ON_POLICY_DRIFT * (1 if exact else 10)
+        self.drift = {figure: bound * (1 if exact else 10) for figure, bound in ON_POLICY_DRIFT.items()}
         self._history: deque[Mapping[str, float]] = deque(maxlen=2 * WINDOW)
         self._told: dict[str, int] = {}
 
@@ -40,11 +41,12 @@ class WarningSigns:
                 "rollout.temperature, or look whether an expert always gives the same score"
             )
         for segment in ("semantic", "image"):
-            drift = metrics[f"mismatch/{segment}_max"]
-            if metrics["staleness"] == 0 and drift > self.drift:
+            drift = {figure: metrics.get(f"mismatch/{segment}_{figure}", 0.0) for figure in self.drift}
+            if metrics["staleness"] == 0 and any(drift[figure] > bound for figure, bound in self.drift.items()):
                 found[f"{segment} ratio"] = (
-                    f"sampler and learner disagree on {segment} tokens (largest |log ratio| {drift:.3g}, should be 0): "
-                    "compare policy.dtype with learner.dtype, and suspect the weight transfer"
+                    f"sampler and learner disagree on {segment} tokens (|log ratio| {drift['abs_mean']:.3g} on "
+                    f"average, {drift['max']:.3g} at most, should be 0): compare policy.dtype with learner.dtype, and "
+                    "suspect the weight transfer"
                 )
         if metrics["plan/truncated"] > 0.2:
             found["truncated"] = (

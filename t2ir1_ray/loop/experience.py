@@ -27,7 +27,7 @@ class Experience:
     semantic_advantages: np.ndarray  # (N,) of the plans, NaN where dropped
     advantages: np.ndarray  # (N,) of the images, NaN where dropped
     batch: LearnerBatch
-    metrics: dict[str, float]
+    metrics: dict[str, float | None]
 
 
 def assemble(groups: Sequence[ScoredGroup], config: Config) -> Experience:
@@ -65,7 +65,7 @@ def assemble(groups: Sequence[ScoredGroup], config: Config) -> Experience:
     rewards = np.where(keep, rewards, np.nan).astype(np.float32)
     metrics = {
         "reward/mean": float(rewards[keep].mean()),
-        "reward/std": float(np.mean([rewards[keep & (index == g)].std(ddof=1) for g in np.unique(index[keep])])),
+        "reward/std": _spread(rewards[keep], index[keep]),
         "reward/zero_std_groups": zero_variance,
         "samples/dropped": float((~keep).sum()),
         "groups/dropped": float(len(groups) - len(np.unique(index[keep]))),
@@ -163,6 +163,13 @@ def _insight(scores: dict[str, ExpertScores], index: np.ndarray, task_types: Seq
     """`insight` under names of metrics: task types may hold anything, and pairs of experts are joined by a dot."""
     found = insight(scores, index, [part(task) for task in task_types])
     return {f"expert/{key.replace('~', '.')}": value for key, value in found.items()}
+
+
+def _spread(rewards: np.ndarray, group: np.ndarray) -> float | None:
+    """Mean standard deviation inside groups; None where every group has lost all samples but one."""
+    groups = [rewards[group == number] for number in np.unique(group)]
+    spreads = [values.std(ddof=1) for values in groups if len(values) > 1]
+    return float(np.mean(spreads)) if spreads else None
 
 
 def _mean(scores: ExpertScores) -> float:

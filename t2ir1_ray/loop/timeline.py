@@ -1,7 +1,6 @@
 """Wall-clock seconds of the phases of every step, on several threads; also as a Chrome trace."""
 
 import json
-import math
 import threading
 import time
 from collections import defaultdict
@@ -50,13 +49,13 @@ class Timeline:
         end = time.perf_counter() - self._origin
         self._events.append(_Event(phase, step, threading.current_thread().name, begin, end))
 
-    def seconds(self, step: int) -> dict[str, float]:
-        """`time/<phase>_s` of a step's phases so far; NaN for the collecting of a step that came with a checkpoint."""
+    def seconds(self, step: int) -> dict[str, float | None]:
+        """`time/<phase>_s` of a step's phases so far; None for the collecting of a step that came with a checkpoint."""
         found: dict[str, float] = defaultdict(float)
         for event in self._events:
             if event.step == step:
                 found[f"time/{event.phase}_s"] += event.end - event.begin
-        return {f"time/{phase}_s": math.nan for phase in ("rollout", "score")} | found
+        return {f"time/{phase}_s": None for phase in ("rollout", "score")} | found
 
     def write(self, path: Path) -> None:
         """All phases in the trace event format that chrome://tracing and ui.perfetto.dev open."""

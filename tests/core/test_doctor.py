@@ -263,6 +263,14 @@ def test_preflight_refuses_what_would_fail(tmp_path: Path, monkeypatch: pytest.M
         preflight(load(root))
 
 
+def test_a_learning_rate_that_lora_makes_nothing_of_is_told(tmp_path: Path) -> None:
+    root, lora = f"journal.root={tmp_path}", "learner.lora_rank=64"
+    (told,) = [line for line in preflight(load(root, lora, "learner.learning_rate=1e-6")) if line.startswith("warning")]
+    assert told.startswith("warning: learner.learning_rate=1e-06 with learner.lora_rank=64: ")
+    for fitting in ([lora, "learner.learning_rate=1e-5"], ["learner.learning_rate=1e-6"]):
+        assert not [line for line in preflight(load(root, *fitting)) if line.startswith("warning")]
+
+
 def test_preflight_compares_memory_with_this_machines_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def small() -> Config:
         config = load("learner.num_gpus=1", f"journal.root={tmp_path}", "cluster.object_store_gb=1")

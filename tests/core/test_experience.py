@@ -1,8 +1,8 @@
-"""From scored groups to learner batches: plans that several images share."""
+"""From scored groups to learner batches: plans that several images share, groups that have lost samples."""
 
 import numpy as np
 
-from t2ir1_ray.loop.experience import share_plans
+from t2ir1_ray.loop.experience import _spread, share_plans
 from tests.learner.samples import random_batch
 
 
@@ -23,3 +23,9 @@ def test_a_shared_plan_pulls_as_hard_as_its_copies() -> None:
         assert len(shared.semantic_logprobs[owner]) == len(shared.semantic_ref_logprobs[owner]) > 0
     np.testing.assert_array_equal(shared.image_advantage, batch.image_advantage)
     np.testing.assert_array_equal(shared.image_token_weight, batch.image_token_weight)
+
+
+def test_a_group_of_one_sample_has_no_spread() -> None:
+    """`reward.min_group_size=1` keeps it: its standard deviation would be NaN."""
+    assert _spread(np.array([1.0, 3.0, 7.0]), np.array([0, 0, 1])) == np.sqrt(2.0)
+    assert _spread(np.array([1.0, 3.0]), np.array([0, 1])) is None

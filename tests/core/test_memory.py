@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import JanusForConditionalGeneration
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from learner import logprobs
+from learner import logprobs, lora
 from learner.lora import add_lora
 from learner.packing import Sequences, micro_batches
 from t2ir1_ray import config as configuration
@@ -146,7 +146,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_activations_are_what_a_micro_batch_holds(case: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (logprobs, memory):
+    for module in (logprobs, lora, memory):
         monkeypatch.setattr(module, "CHUNK", 1 << 12)  # else one chunk is more than a small model's all
     case = {
         "vocabulary": 64,

@@ -12,6 +12,7 @@ from actors.image_step import one_token, read_prompts
 from learner.logprobs import score_rollouts
 from learner.packing import Sequences
 from t2ir1_ray.janus.policy import unconditional_ids
+from t2ir1_ray.janus.rounding import round_as_engines
 from tests.gpu.models import Size, random_janus, random_prompts
 from tests.torch_trunk import TorchTrunk
 
@@ -33,6 +34,8 @@ def figures(tiny: bool) -> Iterator[dict[str, object]]:
         images = ImageDecoder(trunk, PAD, image_tokens).generate(rows, free, range(len(rows)), 5.0, 1.0)
         given = [np.array(prompt, np.int32) for prompt in rows]
         samples = Sequences(given, list(plans.cpu().numpy()), given, images.ids.cpu().numpy())
+        if dtype != torch.float32:
+            round_as_engines(janus)
         semantic, image = score_rollouts(janus, samples, tokens_per_batch=8192)
         pairs = {"semantic": (plan_logprobs, np.stack(semantic)), "image": (images.logprobs, image)}
         for segment, (sampler, learner) in pairs.items():

@@ -63,7 +63,7 @@ def drawn(dtype: torch.dtype) -> Iterator[None]:
 def random_janus(size: Size | None, dtype: torch.dtype, scale: float = 1.0) -> JanusForConditionalGeneration:
     """Without what makes no tokens (vision tower, aligner, VQ model). `size=None`: the tests' tiny Janus.
 
-    scale: of matrices, so that distributions come away from uniform.
+    scale: of matrices, so that distributions come away from uniform; other than 1, norms get weights like trained ones.
     """
     with drawn(dtype):
         janus = JanusForConditionalGeneration(janus_config(size) if size else tiny_config(kv_heads=2))
@@ -73,6 +73,10 @@ def random_janus(size: Size | None, dtype: torch.dtype, scale: float = 1.0) -> J
         for parameter in janus.parameters():
             if parameter.ndim == 2:
                 parameter.mul_(scale)
+        if scale != 1.0:
+            for name, parameter in janus.model.language_model.named_parameters():
+                if "norm" in name:  # with ones it does not matter where a norm rounds
+                    parameter.normal_(0, 0.5).exp_()
     return janus.eval()
 
 

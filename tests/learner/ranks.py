@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from tests.ports import free_port
 
 @dataclass(frozen=True)
 class Scenario:
-    """Train on the first `steps` batches; `resume_after`: save then, and go on in a new learner that loads.
+    """Train on the batches, one a step; `resume_after`: save then, and go on in a new learner that loads.
 
     `planned`: steps that the schedules of the learner before the resume were made for, if not `steps`; `changed`:
-    settings that the resumed one has instead of those in `learner`.
+    settings that the resumed one has instead of those in `learner`. `sampled`: log-probs of sampling are those of a
+    plain policy with the published weights, instead of the batch's; one rank.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Scenario:
     planned: int | None = None
     changed: dict[str, Any] = field(default_factory=dict)
     first_shard: int | None = None  # samples of rank 0; the others share the rest equally
+    sampled: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ def run_ranks(
     for step, batch in enumerate(batches):
         _write(folder / f"{step}.arrow", batch.to_arrow())
     spec = {"policy": str(policy), "world": world, "scenarios": [asdict(scenario) for scenario in scenarios]}
+    spec["batches"] = len(batches)
     (folder / "spec.json").write_text(json.dumps(spec))
     command = [sys.executable, "-m", "tests.learner.ranks", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -90,7 +93,19 @@ def _shard(batch: LearnerBatch, rank: int, world: int, first: int | None) -> pa.
     return batch.take(range(borders[rank], borders[rank + 1])).to_arrow()
 
 
-def _run(scenario: Scenario, folder: Path, policy: str, rank: int, world: int) -> None:
+def _sampled(learner: Any, batch: LearnerBatch) -> LearnerBatch:
+    """The batch as rollout actors would hand it over that had drawn these tokens from the published policy."""
+    from learner.logprobs import score_rollouts
+    from learner.packing import Sequences
+    from t2ir1_ray.janus.policy import load_model
+
+    model = load_model(learner.policy.path, learner.config.dtype)
+    model.load_state_dict(learner.trainable_state(), strict=False)
+    semantic, image = score_rollouts(model, Sequences.of(batch), 10_000)
+    return replace(batch, semantic_logprobs=semantic, image_logprobs=image)
+
+
+def _run(scenario: Scenario, folder: Path, policy: str, rank: int, world: int, batches: int) -> None:
     from learner.rank import LearnerRank
 
     class Partitioning(LearnerRank):
@@ -118,8 +133,10 @@ def _run(scenario: Scenario, folder: Path, policy: str, rank: int, world: int) -
             (out / f"written-{rank}.json").write_text(json.dumps(learner.written(out / "saved")))
             learner = connected(scenario.steps, scenario.changed)
             learner.restore_state(out / "saved")
-        with pa.OSFile(str(folder / f"{step}.arrow")) as source:
+        with pa.OSFile(str(folder / f"{step % batches}.arrow")) as source:
             batch = LearnerBatch.from_arrow(pa.ipc.open_stream(source).read_next_batch())
+        if scenario.sampled:
+            batch = _sampled(learner, batch)
         metrics.append(learner.step(_shard(batch, rank, world, scenario.first_shard), on_policy=scenario.on_policy))
     (out / f"metrics-{rank}.json").write_text(json.dumps(metrics))
     learner.export_policy(out / "exported")
@@ -148,7 +165,7 @@ def main(folder: Path, rank: int) -> None:
     register()
     spec = json.loads((folder / "spec.json").read_text())
     for scenario in spec["scenarios"]:
-        _run(Scenario(**scenario), folder, spec["policy"], rank, spec["world"])
+        _run(Scenario(**scenario), folder, spec["policy"], rank, spec["world"], spec["batches"])
     # DeepSpeed's hooks keep every engine alive, and the engines Gloo's threads, also after destroy_process_group: where
     # those outlive the interpreter, C++ now and then calls std::terminate. Everything is on the disk: end at once.
     sys.stdout.flush()

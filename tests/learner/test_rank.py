@@ -1,5 +1,6 @@
 """DeepSpeed ranks against plain PyTorch on the same tiny Janus: every ZeRO stage, one and two ranks, any cutting."""
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -34,6 +35,7 @@ CHANGED = {
     "beta_schedule": "cosine",
 }
 LORA = {"lora_rank": 4, "lora_alpha": 8.0}
+SMALL_STEPS = {**LORA, "dtype": "bfloat16", "learning_rate": 1e-4, "gradient_checkpointing": True}
 
 
 def scenario(name: str, stage: int, budget: int, **options: object) -> Scenario:
@@ -63,6 +65,7 @@ ONE_RANK = [
     scenario("zero3, changed", 3, 10_000, resume_after=3, changed=CHANGED, learner={"warmup_steps": 6}),
     scenario("bfloat16, zero1, changed", 1, 10_000, resume_after=3, changed=CHANGED, learner={"dtype": "bfloat16"}),
     *(scenario(f"bfloat16, zero{stage}", stage, 150, learner={"dtype": "bfloat16"}) for stage in (1, 2, 3)),
+    replace(scenario("bfloat16, zero3, LoRA, sampled", 3, 150, sampled=True, learner=SMALL_STEPS), steps=20),
 ]
 TWO_RANKS = [
     scenario("zero1, unequal shares", 1, 150, first_shard=5),
@@ -192,6 +195,22 @@ def test_what_the_configuration_says_beats_what_a_checkpoint_holds(name: str, re
 def test_warm_up_starts_above_zero_and_ends_at_the_full_rate(results: dict[str, Result]) -> None:
     rates = [step["lr"] for step in results["zero1, warm-up"].metrics[0]]
     assert rates == pytest.approx([RATE / 3, 2 * RATE / 3, *[RATE] * (STEPS - 2)])
+
+
+def test_lora_in_bfloat16_stays_the_policy_that_it_publishes(results: dict[str, Result]) -> None:
+    """On-policy steps with updates below the last bit of most weights, under ZeRO-3 and recomputation: a ratio of 1."""
+    for step in results["bfloat16, zero3, LoRA, sampled"].metrics[0]:
+        assert step["grad_norm"] > 0
+        for segment in ("semantic", "image"):
+            assert step[f"mismatch/{segment}_max"] < 1e-3
+            assert step[f"mismatch/{segment}_ratio_mean"] == pytest.approx(1, abs=1e-4)
+
+
+def test_a_figure_that_is_not_finite_ends_the_run_by_its_name(tiny_janus: Path, tmp_path: Path, batches: list) -> None:
+    """Log-probs of an engine with broken weights: the loss of an on-policy step knows nothing of them."""
+    broken = replace(batches[0], semantic_logprobs=[ids * np.nan for ids in batches[0].semantic_logprobs])
+    with pytest.raises(AssertionError, match=r"RunError: update: not finite: mismatch/semantic_kl=nan, "):
+        run_ranks(tmp_path, tiny_janus, 1, [broken], [replace(ONE_RANK[0], steps=1)])
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
