@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 if TYPE_CHECKING:
     from actors.vllm_model import JanusTrunk
+
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Not cuDNN's, which plans anew for every length, and here every token is one: see `startup.take_device`."""
 
 
 class ImageTokens(NamedTuple):
@@ -33,6 +37,7 @@ class ImageDecoder:
         self.num_tokens = num_tokens
 
     @torch.inference_mode()
+    @sdpa_kernel(KERNELS)
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
