@@ -304,7 +304,9 @@ def expert_scores(scores: Scores) -> ExpertScores:
 
 def actor_environment(role: Role, runtime_env: dict[str, Any]) -> dict[str, Any]:
     """Runtime environment of an actor: what its libraries read from the environment, then the configuration's own."""
-    variables = dict(CPU_ONLY) if role.num_gpus == 0 else {}
+    # As Ray itself does, unless its node was started with another number, as `ray up` does with 1.
+    threads = {"OMP_NUM_THREADS": str(max(1, int(role.num_cpus)))}
+    variables = dict(CPU_ONLY) if role.num_gpus == 0 else threads
     if role.name == "rollout":
         variables |= ENVIRONMENT | (CPU_ENVIRONMENT if role.num_gpus == 0 else {})
     return {**runtime_env, "env_vars": {**variables, **runtime_env.get("env_vars", {})}}

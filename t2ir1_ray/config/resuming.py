@@ -56,7 +56,7 @@ _TABLE = {
         Change.FREE: "dump_every images_every save_every keep_last trackers profile",
         Change.FIXED: "root name",  # the run lies where it lies
     },
-    "cluster": {Change.FREE: "address dashboard object_store_gb start_timeout_s call_timeout_s place_timeout_s"},
+    "cluster": {Change.FREE: "address folder dashboard object_store_gb start_timeout_s call_timeout_s place_timeout_s"},
 }
 ON_RESUME: Mapping[tuple[str, str], Change] = {
     (section, key): change
