@@ -369,7 +369,9 @@ def actor_environment(role: Role, runtime_env: dict[str, Any], deterministic: bo
     that only run forward have operations that torch merely cannot vouch for.
     """
     gpu = role.num_gpus > 0
-    variables = {} if gpu else dict(CPU_ONLY)
+    # As Ray itself does, unless its node was started with another number, as `ray up` does with 1.
+    threads = {"OMP_NUM_THREADS": str(max(1, int(role.num_cpus)))}
+    variables = threads if gpu else dict(CPU_ONLY)
     if role.name == "rollout":
         variables |= ENVIRONMENT | ({} if gpu else CPU_ENVIRONMENT)
         variables |= BATCH_INVARIANT if gpu and deterministic else {}

@@ -5,9 +5,7 @@ actor through the runtime environment, in a script before the import of this mod
 """
 
 import gc
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +16,7 @@ from vllm import LLM, ModelRegistry, SamplingParams
 from vllm.config import WeightTransferConfig
 from vllm.distributed import cleanup_dist_env_and_memory
 
-from actors.vllm_model import ARCHITECTURE, JanusTrunk, write_engine_config
+from actors.vllm_model import ARCHITECTURE, JanusTrunk, engine_folder
 from actors.weights import Digest
 
 
@@ -31,6 +29,32 @@ class Plan(NamedTuple):
     ids: np.ndarray  # (L,) int32
     logprobs: np.ndarray  # (L,) float32
     truncated: bool
+
+
+def engine_arguments(folder: str, dtype: str, length: int, max_sequences: int, kv_cache_gb: float) -> dict[str, Any]:
+    """What vLLM is told. `folder` holds the engine's config.json; `length`: tokens of a prompt and its plan."""
+    cpu = not torch.cuda.is_available()
+    return {
+        "model": folder,
+        "load_format": "dummy",  # weights come by `take_weights`
+        "dtype": dtype,
+        "seed": 0,
+        "max_model_len": length,
+        "max_num_seqs": max_sequences,
+        "max_num_batched_tokens": max(length, max_sequences, 2048),
+        "kv_cache_memory_bytes": int(kv_cache_gb * 2**30),
+        # Sizes nothing beside that, but this share of the GPU must be free when the engine starts: other roles may
+        # have taken theirs. Whether all fit is the doctor's question.
+        "gpu_memory_utilization": 0.05,
+        "skip_tokenizer_init": True,
+        "generation_config": "vllm",
+        "logprobs_mode": "processed_logprobs",  # of the distribution that is sampled from, temperature included
+        "enforce_eager": cpu,
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+        # A seeded request that is prefilled in chunks fails on the CPU.
+        **({"block_size": 32, "enable_chunked_prefill": False} if cpu else {}),
+    }
 
 
 class TextEngine:
@@ -48,30 +72,11 @@ class TextEngine:
     ):
         """`max_prompt`, `max_new`: tokens of a prompt and of a plan; `kv_cache_gb`: GiB taken for the KV cache;
         `nccl_transfer`: updates come over NCCL instead of `take_weights`."""
-        cpu = not torch.cuda.is_available()
         ModelRegistry.register_model(ARCHITECTURE, JanusTrunk)
-        length = max_prompt + max_new
-        with tempfile.TemporaryDirectory() as folder:
-            write_engine_config(config, Path(folder))
-            self._llm = LLM(
-                model=folder,
-                load_format="dummy",  # weights come by `take_weights`
-                dtype=dtype,
-                seed=0,
-                max_model_len=length,
-                max_num_seqs=max_sequences,
-                max_num_batched_tokens=max(length, max_sequences, 2048),
-                kv_cache_memory_bytes=int(kv_cache_gb * 2**30),
-                skip_tokenizer_init=True,
-                generation_config="vllm",
-                logprobs_mode="processed_logprobs",  # of the distribution that is sampled from, temperature included
-                enforce_eager=cpu,
-                enable_prefix_caching=True,
-                disable_log_stats=True,
-                weight_transfer_config=WeightTransferConfig(backend="nccl") if nccl_transfer else None,
-                # A seeded request that is prefilled in chunks fails on the CPU.
-                **({"block_size": 32, "enable_chunked_prefill": False} if cpu else {}),
-            )
+        with engine_folder(config) as folder:
+            arguments = engine_arguments(str(folder), dtype, max_prompt + max_new, max_sequences, kv_cache_gb)
+            transfer = WeightTransferConfig(backend="nccl") if nccl_transfer else None
+            self._llm = LLM(**arguments, weight_transfer_config=transfer)
         self._max_new = max_new
 
     @property

@@ -4,8 +4,11 @@ One set of weights serves both: vLLM decodes plans with the Llama, `image_decode
 modules for the image tokens.
 """
 
+import hashlib
 import json
+import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -22,7 +25,9 @@ from vllm.model_executor.models.llama import LlamaForCausalLM
 
 from actors.held import Held
 from actors.weights import Digest
+from t2ir1_ray.errors import RunError
 from t2ir1_ray.janus.rounding import normed, rotated
+from t2ir1_ray.storage import cache_folder, write_whole
 
 ARCHITECTURE = "JanusTrunk"
 _PREFIXES = {"model.language_model.": "model.", "lm_head.": "lm_head.", "model.generation_": "generation_"}
@@ -84,8 +89,21 @@ class JanusTrunk(LlamaForCausalLM):
                     yield own, tensor
 
 
-def write_engine_config(config: JanusConfig, folder: Path) -> None:
-    """The `config.json` from which vLLM builds a JanusTrunk; weights are pushed afterwards, never read from here."""
+@contextmanager
+def engine_folder(config: JanusConfig) -> Iterator[Path]:
+    """A folder with the `config.json` from which vLLM builds a JanusTrunk; weights are pushed afterwards.
+
+    It is named by its content and stays in the user's cache: vLLM finds compiled code again by the model's path, and
+    would compile at every start for one that is new. Where the cache cannot be written it is a temporary one.
+    """
     text = config.text_config.to_dict()
     text.update(architectures=[ARCHITECTURE], vq_config=config.vq_config.to_dict(), tie_word_embeddings=False)
-    (folder / "config.json").write_text(json.dumps(text))
+    content = json.dumps(text, sort_keys=True)
+    folder = cache_folder() / "engine" / hashlib.sha256(content.encode()).hexdigest()[:32]
+    with ExitStack() as stack:
+        try:
+            write_whole(folder / "config.json", content)
+        except RunError:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            write_whole(folder / "config.json", content)
+        yield folder

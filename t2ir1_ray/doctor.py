@@ -22,11 +22,13 @@ from t2ir1_ray.config import Config, submitted_copy
 from t2ir1_ray.entry import Parser, run_entry
 from t2ir1_ray.errors import RunError, UserError
 from t2ir1_ray.fitting.capacity import Check, Node, cluster_address, gpu_memory, host_memory, placement, storage
-from t2ir1_ray.fitting.inventory import count_parameters, is_hub_id, local_gpus, locate
+from t2ir1_ray.fitting.inventory import count_parameters, is_hub_id, local_card, local_gpus, locate
 from t2ir1_ray.fitting.libraries import NAMES, try_to_load
-from t2ir1_ray.fitting.memory import Shapes, estimate, published, published_parameters, table
+from t2ir1_ray.fitting.memory import Shapes, estimate, table
 from t2ir1_ray.fitting.node_facts import STACK, token_file
 from t2ir1_ray.fitting.nodes import DEBIAN, cluster_nodes, run_folder, submission
+from t2ir1_ray.fitting.published import published, published_parameters
+from t2ir1_ray.fitting.speed import step_checks
 from t2ir1_ray.janus.policy import load_config
 
 UNPINNED = ("torchaudio", "torchcodec")
@@ -68,8 +70,11 @@ def examine(config: Config, hub: bool = False, measure: bool = False) -> Iterato
     if shapes is None:
         yield Check("warn", f"policy.path: {config.policy.path} is not here: memory and disk cannot be estimated")
         return
-    rows = estimate(config, shapes, expert_parameters(config))
-    yield table(rows)
+    parameters = expert_parameters(config)
+    rows = estimate(config, shapes, parameters)
+    step, said = step_checks(config, shapes, parameters, nodes)
+    yield table(rows, step and step.roles)
+    yield from said
     yield from gpu_memory(config, rows, nodes)
     if not cluster_address(config):
         yield from host_memory(rows)
@@ -159,7 +164,7 @@ def machines(config: Config, measure: bool = False) -> Generator[Check, None, li
         yield Check("ok", f"this machine: {os.cpu_count()} CPUs, {len(gpus)} GPUs")
         yield from _free(gpus)
         yield from cuda(gpus)
-        return [Node(os.cpu_count() or 1, len(gpus), gpus)]
+        return [Node(os.cpu_count() or 1, len(gpus), gpus, card=local_card())]
     away = list(reachable(config))
     if away:
         yield from away

@@ -25,6 +25,7 @@ FILE = "config.yaml"
 OmegaConf.register_resolver("shipped", lambda name: str(SHIPPED / name), replace=True)
 INTERPOLATION = re.compile(r"\$\{(shipped:[\w.-]+|[\w.]+)\}")
 """All that `${...}` can say: OmegaConf's own resolvers read the environment, and a file must not."""
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 MAX_FILE_BYTES = 1 << 20
 
 
@@ -47,18 +48,33 @@ def load(name_or_path: str = "shapes", overrides: Sequence[str] = ()) -> Config:
             raise UserError(f"{one_line(min(missing))}: not set in {one_line(name_or_path)}: give it a value")
         config: Config = OmegaConf.to_object(merged)
         check(config)
-    for section in (config.policy, *config.experts.values()):
-        section.path = everywhere(section.path)
+    folder = config.cluster.folder
+    config.policy.path = everywhere(config.policy.path, folder)
+    for expert in config.experts.values():
+        own = "." in expert.kind  # what a class of the user's own makes of a path that is none, it knows
+        expert.path = everywhere(expert.path, None if own else folder)
+    if folder:
+        config.data.prompts = _below(folder, config.data.prompts)
+        config.eval.prompts = config.eval.prompts and _below(folder, config.eval.prompts)
+        config.journal.root = _below(folder, config.journal.root)
     return config
 
 
-def everywhere(path: str) -> str:
+def everywhere(path: str, folder: str | None = None) -> str:
     """A checkpoint's path as every process of a run understands it, for actors have working directories of their own.
 
-    Absolute if it exists here; a hub id, or a path that only other nodes have, is left alone.
+    Absolute if it exists here. folder: `cluster.folder`, where relative paths begin; a hub id does only if it names
+    something there. Without one, a path that only other nodes have is left alone as well.
     """
-    local = os.path.expanduser(path)
-    return os.path.abspath(local) if os.path.exists(local) else path
+    local = _below(folder, path) if folder else os.path.expanduser(path)
+    if os.path.exists(local) or (folder and not HUB_ID.fullmatch(path)):
+        return os.path.abspath(local)
+    return path
+
+
+def _below(folder: str, path: str) -> str:
+    """A path that begins in `folder`; an absolute one stays what it is."""
+    return os.path.join(os.path.expanduser(folder), os.path.expanduser(path))
 
 
 def save(config: Config, path: Path) -> None:

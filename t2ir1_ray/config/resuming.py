@@ -58,7 +58,8 @@ _TABLE = {
         Change.FIXED: "root name",  # the run lies where it lies
     },
     "cluster": {
-        Change.FREE: "address dashboard object_store_gb start_timeout_s call_timeout_s place_timeout_s node_timeout_s"
+        Change.FREE: "address folder dashboard object_store_gb start_timeout_s call_timeout_s place_timeout_s "
+        "node_timeout_s"
     },
 }
 ON_RESUME: Mapping[tuple[str, str], Change] = {

@@ -107,6 +107,9 @@ def check(config: Config) -> None:
     _require(
         "{prompt}" in config.policy.plan_template, "policy.plan_template", config.policy.plan_template, "lacks {prompt}"
     )
+    folder = config.cluster.folder
+    absolute = folder is None or folder.startswith(("/", "~"))
+    _require(absolute, "cluster.folder", folder, "must be absolute: a job has another working directory")
     if config.eval.every:
         _require(config.eval.prompts is not None, "eval.prompts", None, "name a prompt file or set eval.every=0")
         _require(config.eval.verifier is not None, "eval.verifier", None, "name a verifier or set eval.every=0")

@@ -143,6 +143,7 @@ class JournalConfig:
 @dataclass
 class ClusterConfig:
     address: str | None = None  # Ray cluster to join; null: the one in RAY_ADDRESS, or a new local one
+    folder: str | None = None  # seen by all nodes: where relative paths of checkpoints, prompts and journal begin
     dashboard: bool = True  # of a new local cluster, on loopback only
     object_store_gb: float | None = None  # of a new local cluster; null: Ray's default
     start_timeout_s: float = 600.0  # until every actor is up

@@ -31,12 +31,13 @@ class Check:
 
 @dataclass(frozen=True)
 class Node:
-    """One machine. gpu_gb: (total, free) of each GPU as far as it can be seen from here."""
+    """One machine. gpu_gb: (total, free) of each GPU as far as it can be seen from here. card: what its GPUs are."""
 
     cpus: float
     gpus: int
     gpu_gb: tuple[tuple[float, float], ...] = ()
     name: str = ""
+    card: str = ""
 
 
 def cluster_address(config: Config) -> str | None:
@@ -93,7 +94,7 @@ def gpu_memory(config: Config, rows: Sequence[RoleMemory], nodes: Sequence[Node]
         unknown = [row for row in names if not by_role[row].known]
         text = f"memory: a GPU with {' + '.join(names)} needs {sure:.0f} GB"
         text += f", {total:.0f} with the longest prompts and plans" if total > sure + 0.5 else ""
-        text += " beside its batches" if any(name.startswith("expert-") for name in names) else ""
+        text += " beside its batches" if any(_batch_unknown(by_role[name]) for name in names) else ""
         text += f", without {', '.join(unknown)}, not here to be measured" if unknown else ""
         if not sizes:
             yield Check("ok", text)
@@ -183,12 +184,16 @@ def _disk(root: Path, run: RunSize) -> Check:
     return Check("ok", text)
 
 
+def _batch_unknown(row: RoleMemory) -> bool:
+    return row.role.startswith("expert-") and all(part.name != "batch" for part in row.parts)
+
+
 def _memory_mend(names: Sequence[str]) -> str:
     if "learner" in names:
         return "raise learner.ranks with zero_stage=3, set learner.lora_rank, or lower learner.tokens_per_batch"
     if "rollout" in names:
         return "lower rollout.prompts_per_call, rollout.kv_cache_gb or policy.max_plan_tokens"
-    return "raise num_gpus so that fewer share a GPU, or lower reference.tokens_per_batch"
+    return "raise num_gpus so that fewer share a GPU, or lower the experts' batch_size or reference.tokens_per_batch"
 
 
 def _default_store() -> float:

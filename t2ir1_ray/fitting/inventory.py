@@ -20,19 +20,28 @@ def local_gpus() -> tuple[tuple[float, float], ...]:
 
 def machine_gpus(visible: str | None = None) -> tuple[tuple[float, float], ...]:
     """(total, free) GB of this machine's GPUs. visible: their indices as in CUDA_VISIBLE_DEVICES; None: all."""
+    lines = _ask_driver("memory.total,memory.free", visible)
+    return tuple(
+        (int(total) * 2**20 / GB, int(free) * 2**20 / GB) for total, free in re.findall(r"^(\d+), (\d+)$", lines, re.M)
+    )
+
+
+def local_card() -> str:
+    """Name of the first GPU that this process may use; empty if there is none."""
+    return _ask_driver("name", os.environ.get("CUDA_VISIBLE_DEVICES")).partition("\n")[0].strip()
+
+
+def _ask_driver(fields: str, visible: str | None) -> str:
+    """A line per GPU by nvidia-smi; empty where there is none."""
     program = shutil.which("nvidia-smi")
     if program is None or visible == "":
-        return ()
-    query = [program, "--query-gpu=memory.total,memory.free", "--format=csv,noheader,nounits"]
+        return ""
+    query = [program, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    query += [f"--id={visible}"] if visible else []
     try:
-        output = subprocess.run(
-            query + ([f"--id={visible}"] if visible else []), capture_output=True, text=True, timeout=20, check=True
-        ).stdout
+        return subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return ()
-    return tuple(
-        (int(total) * 2**20 / GB, int(free) * 2**20 / GB) for total, free in re.findall(r"^(\d+), (\d+)$", output, re.M)
-    )
+        return ""
 
 
 def locate(path: str) -> Path | None:

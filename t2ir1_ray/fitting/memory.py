@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import JanusConfig, JanusForConditionalGeneration
 
-from t2ir1_ray.config import Config
+from t2ir1_ray.config import Config, ExpertConfig
 from t2ir1_ray.fitting.inventory import GB
-from t2ir1_ray.janus import layout as janus_layout
 from t2ir1_ray.janus.policy import image_size
 
 CONTEXT_GB = 1.0
@@ -31,6 +30,10 @@ CHUNK = 1 << 24
 VQ_BATCH, VQ_MAPS = 64, 5
 """Images that become pixels at once (actors/sampler.py), and feature maps of full size while they do: three on a CPU,
 five on an H200 with the convolution's workspace."""
+
+BATCH = {"hps": 0.0042, "git": 0.32, "blip": 0.32, "grounding_dino": 1.25, "orm": 0.0074}
+"""Kind of expert -> numbers that one image of a batch takes at most, for each of the model's parameters: peaks of 16
+images on an H200 (0.26, 8.2, 13.8 GB in float32, ORM 1.9 in bfloat16); BLIP has GIT's tower and size of images."""
 
 
 @dataclass(frozen=True)
@@ -114,50 +117,8 @@ class Shapes:
         )
 
 
-def published(path: str) -> JanusConfig | None:
-    """Configuration of Janus-Pro-1B or -7B by the name that `path` ends in, for when the checkpoint is not here."""
-    text = {
-        "janus-pro-1b": {
-            "hidden_size": 2048,
-            "intermediate_size": 5632,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 16,
-        },
-        "janus-pro-7b": {"hidden_size": 4096, "num_hidden_layers": 30},
-    }.get(path.rstrip("/").rsplit("/", 1)[-1].lower())
-    if text is None:
-        return None
-    hidden = text["hidden_size"]
-    return janus_layout.hf_config(
-        {
-            "language_config": {"vocab_size": 102400, **text},
-            "vision_config": {"params": {}},
-            "aligner_config": {"params": {"depth": 2, "input_dim": 1024}},
-            "gen_vision_config": {"params": {"image_token_size": 16384, "n_embed": 8}},
-            "gen_aligner_config": {"params": {"depth": 2, "n_embed": hidden}},
-            "gen_head_config": {"params": {"image_token_embed": hidden}},
-        }
-    )
-
-
-def published_parameters(path: str) -> int | None:
-    """Of the recipe's expert models by the name that `path` ends in, for when the checkpoint is not here."""
-    return {
-        "hps_v2.1_compressed.pt": 986_000_000,
-        "git-large-vqav2": 395_000_000,
-        "blip-vqa-capfilt-large": 361_000_000,
-        "grounding-dino-tiny": 172_000_000,
-        "yolov8x-worldv2.pt": 73_000_000,
-        "orm-t2i-r1": 8_030_000_000,
-    }.get(path.rstrip("/").rsplit("/", 1)[-1].lower())
-
-
 def estimate(config: Config, shapes: Shapes, expert_parameters: Mapping[str, int | None]) -> list[RoleMemory]:
-    """A row per role of `actors.placement.roles`. expert_parameters: None where they are not known.
-
-    Of an expert its weights only: what a batch of images takes depends on its architecture.
-    """
+    """A row per role of `actors.placement.roles`. expert_parameters: None where they are not known."""
     rollout, learner, reference = config.rollout, config.learner, config.reference
     rows = [
         RoleMemory("learner", learner.ranks, learner.num_gpus, learner_parts(config, shapes)),
@@ -167,8 +128,7 @@ def estimate(config: Config, shapes: Shapes, expert_parameters: Mapping[str, int
         rows.append(RoleMemory("reference", 1, reference.num_gpus, reference_parts(config, shapes)))
     for name, expert in config.experts.items():
         count = expert_parameters.get(name)
-        weights = Part("weights", (count or 0) * _width(expert.dtype) / GB)
-        parts = (weights, Part("CUDA", CONTEXT_GB))
+        parts = expert_parts(expert, count or 0, rollout.group_size)
         rows.append(RoleMemory(f"expert-{name}", expert.replicas, expert.num_gpus, parts, known=count is not None))
     return [row if row.gpus else replace(row, parts=_on_cpu(row.parts)) for row in rows]
 
@@ -314,6 +274,13 @@ def reference_parts(config: Config, shapes: Shapes) -> tuple[Part, ...]:
     )
 
 
+def expert_parts(expert: ExpertConfig, parameters: int, group_size: int) -> tuple[Part, ...]:
+    """Weights, and a batch of images where it is known what one takes (`BATCH`); a call scores one group."""
+    width, images = _width(expert.dtype), min(expert.batch_size, group_size)
+    batch = (Part("batch", BATCH[expert.kind] * images * parameters * width / GB),) if expert.kind in BATCH else ()
+    return (Part("weights", parameters * width / GB), *batch, Part("CUDA", CONTEXT_GB))
+
+
 def published_bytes(config: Config, shapes: Shapes) -> int:
     """Of one policy version in the object store: what training changes, in the learner's dtype. Adapters are merged,
     so that LoRA saves the embeddings and the head only."""
@@ -321,13 +288,17 @@ def published_bytes(config: Config, shapes: Shapes) -> int:
     return width * (shapes.language - (2 * shapes.vocabulary * shapes.hidden if config.learner.lora_rank else 0))
 
 
-def table(rows: Sequence[RoleMemory]) -> str:
-    """One line per role: GB of one actor at most, and its parts."""
-    lines = [f"{'role':<24}{'actors':>7}{'GPU each':>10}{'GB each':>9}  of which"]
+def table(rows: Sequence[RoleMemory], seconds: Mapping[str, float] | None = None) -> str:
+    """One line per role: GB of one actor at most, and its parts. seconds: of work in a step, by role, if known."""
+    clock = f"{'s a step':>10}" if seconds else ""
+    lines = [f"{'role':<24}{'actors':>7}{'GPU each':>10}{'GB each':>9}{clock}  of which"]
     for row in rows:
         parts = ", ".join(f"{part.name} {part.gb:.1f}" for part in row.parts if part.gb >= 0.05)
         total = f"{row.total:.1f}" if row.known else "?"
-        lines.append(f"{row.role:<24}{row.actors:>7}{row.gpus:>10g}{total:>9}  {parts if row.known else 'not here'}")
+        took = seconds.get(row.role) if seconds else None
+        clock = f"{'?' if took is None else f'{took:.1f}':>10}" if seconds else ""
+        of = parts if row.known else "not here"
+        lines.append(f"{row.role:<24}{row.actors:>7}{row.gpus:>10g}{total:>9}{clock}  {of}")
     return "\n".join(lines)
 
 

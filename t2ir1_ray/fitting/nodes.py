@@ -59,10 +59,21 @@ def cluster_nodes(config: Config, measure: bool = False) -> Generator[Check, Non
     if measure:
         yield from speeds([node for node in facts if works(alive[node])], names)
     return [
-        Node(r.get("CPU", 0), int(r.get("GPU", 0)), facts[n].gpu_gb if n in facts else (), node["NodeManagerHostname"])
+        Node(
+            r.get("CPU", 0),
+            int(r.get("GPU", 0)),
+            facts[n].gpu_gb if n in facts else (),
+            node["NodeManagerHostname"],
+            card_of(r),
+        )
         for n, node in alive.items()
         for r in [node["Resources"]]
     ]
+
+
+def card_of(resources: Mapping[str, float]) -> str:
+    """What Ray says that a node's GPUs are, by a resource such as `accelerator_type:H100`."""
+    return next((name.partition(":")[2] for name in resources if name.startswith("accelerator_type:")), "")
 
 
 def judge(

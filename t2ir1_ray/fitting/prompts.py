@@ -16,6 +16,7 @@ import pyarrow as pa
 from t2ir1_ray.config import Config
 from t2ir1_ray.errors import UserError
 from t2ir1_ray.records.prompts import read_prompts
+from t2ir1_ray.storage import cache_folder
 
 if TYPE_CHECKING:
     from t2ir1_ray.janus.policy import PromptFormat
@@ -133,5 +134,4 @@ def _memory(prompts: Sequence[str], config: Config) -> Path:
         if file.is_file() and any(word in file.name for word in ("token", "vocab", "merges")):
             state.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
     state.update(json.dumps(prompts).encode())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    return cache / "t2ir1_ray" / "prompt_tokens" / f"{state.hexdigest()[:32]}.npy"
+    return cache_folder() / "prompt_tokens" / f"{state.hexdigest()[:32]}.npy"

@@ -69,6 +69,11 @@ class AppendedLines:
             self._file.close()
 
 
+def cache_folder() -> Path:
+    """Where this user keeps what can be made again; it need not exist, nor be writable."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "t2ir1_ray"
+
+
 @contextmanager
 def disk_failure(path: Path) -> Iterator[None]:
     """What the operating system has against a file, as one line."""

@@ -25,6 +25,7 @@ MISTAKES = {
     "rollout.guidance=0.5": "at least 1",
     "policy.plan_template=draw": "lacks {prompt}",
     "experts.hps.role=judge": "reward, monitor",
+    "cluster.folder=shared": "cluster.folder=shared: must be absolute",
 }
 
 
@@ -65,3 +66,25 @@ def test_an_unknown_name_lists_the_shipped_ones() -> None:
 @pytest.mark.parametrize("name", [p.stem for p in Path(config.__file__).parent.glob("*.yaml")])
 def test_every_shipped_configuration_is_valid(name: str) -> None:
     assert config.load(name).train.steps > 0
+
+
+def test_one_folder_says_where_everything_is(tmp_path: Path) -> None:
+    """What `cluster.folder` holds is found there; a hub id that it does not hold stays one."""
+    (tmp_path / "microsoft" / "git-large-vqav2").mkdir(parents=True)
+    loaded = config.load("janus_pro_7b", [f"cluster.folder={tmp_path}", "eval.prompts=e.jsonl"])
+    assert loaded.experts["git"].path == f"{tmp_path}/microsoft/git-large-vqav2"
+    assert loaded.experts["hps"].path == f"{tmp_path}/HPS_v2.1_compressed.pt"
+    assert loaded.experts["orm"].path == "CaraJ/ORM-T2I-R1"
+    assert loaded.policy.path == "deepseek-community/Janus-Pro-7B"
+    assert loaded.data.prompts == f"{tmp_path}/T2I-R1/data/geneval_and_t2i_data_final.json"
+    assert (loaded.eval.prompts, loaded.journal.root) == (f"{tmp_path}/e.jsonl", f"{tmp_path}/runs")
+    config.save(loaded, tmp_path / "saved.yaml")
+    assert config.load(str(tmp_path / "saved.yaml")) == loaded
+    absolute = config.load("shapes", [f"cluster.folder={tmp_path}", "journal.root=/elsewhere"])
+    assert absolute.journal.root == "/elsewhere"
+    assert absolute.policy.path == config.load("shapes").policy.path
+
+
+def test_a_path_of_an_expert_of_ones_own_may_be_anything(tmp_path: Path) -> None:
+    own = ["experts.mine.kind=package.module.Class", "experts.mine.path=whatever", f"cluster.folder={tmp_path}"]
+    assert config.load("shapes", own).experts["mine"].path == "whatever"

@@ -19,10 +19,11 @@ from t2ir1_ray import doctor
 from t2ir1_ray.config import Config
 from t2ir1_ray.doctor import preflight
 from t2ir1_ray.errors import UserError
-from t2ir1_ray.fitting import capacity
+from t2ir1_ray.fitting import capacity, nodes
 from t2ir1_ray.fitting.capacity import Check, Node
-from t2ir1_ray.fitting.inventory import count_parameters, local_gpus
-from t2ir1_ray.fitting.memory import Shapes, estimate, published
+from t2ir1_ray.fitting.inventory import count_parameters, local_card, local_gpus
+from t2ir1_ray.fitting.memory import Shapes, estimate
+from t2ir1_ray.fitting.published import published, published_parameters
 from tests.ports import free_port
 
 
@@ -187,29 +188,54 @@ def test_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_placement_counts_nodes_and_not_only_sums() -> None:
     config = load(name="janus_pro_7b")
-    assert levels([*capacity.placement(config, [Node(64, 8)])]) == ["ok"]
-    assert levels([*capacity.placement(config, [Node(8, 4), Node(8, 4)])]) == ["ok"]
-    (short,) = capacity.placement(config, [Node(64, 7)])
+    assert levels([*capacity.placement(config, [Node(96, 8)])]) == ["ok"]
+    assert levels([*capacity.placement(config, [Node(40, 4), Node(40, 4)])]) == ["ok"]
+    (short,) = capacity.placement(config, [Node(96, 7)])
     assert short.level == "FAIL"
-    assert "8 GPUs, there are 64 and 7" in short.text
+    assert "8 GPUs, there are 96 and 7" in short.text
     # Six GPUs, two of them together.
     wide = load("rollout.num_gpus=2", "rollout.actors=1", "learner.ranks=2", name="janus_pro_7b")
     assert levels([*capacity.placement(wide, [Node(8, 1)] * 6)]) == ["FAIL"]
 
 
 def test_gpu_memory_fails_only_where_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = load("rollout.prompts_per_call=4", name="janus_pro_7b")
+    config = load("rollout.prompts_per_call=5", "policy.max_plan_tokens=512", name="janus_pro_7b")
     rows = estimate(config, Shapes.of(published(config.policy.path)), {"hps": 986_000_000})
 
     def of(size: float) -> dict[str, str]:
         checks = capacity.gpu_memory(config, rows, [Node(64, 8, ((size, size),) * 8)])
         return {check.text.split(" needs")[0].split("GPU with ")[1]: check.level for check in checks}
 
-    shared = "reference + expert-hps + expert-git + expert-grounding_dino"
-    assert of(85) == {"learner": "ok", "rollout": "warn", shared: "ok", "expert-orm": "ok"}
+    shared = "reference + expert-hps + expert-git + expert-grounding_dino + expert-orm"
+    assert of(85) == {"learner": "ok", "rollout": "warn", shared: "ok"}
     assert of(24) | {"rollout": "FAIL", "learner": "FAIL"} == of(24)
     unseen = list(capacity.gpu_memory(config, rows, [Node(64, 8)]))
-    assert levels(unseen) == ["ok"] * 4  # how large a cluster's GPUs are cannot be seen from here
+    assert levels(unseen) == ["ok"] * 3  # how large a cluster's GPUs are cannot be seen from here
+
+
+def test_roles_that_share_a_gpu_are_held_against_it_together() -> None:
+    config = load("experts.grounding_dino.batch_size=8", "rollout.group_size=8", name="janus_pro_7b")
+    counts = {name: published_parameters(expert.path) for name, expert in config.experts.items()}
+    rows = estimate(config, Shapes.of(published(config.policy.path)), counts)
+    shared = [row for row in rows if row.gpus < 1]
+    assert sum(row.gpus for row in shared) == pytest.approx(1)
+    need = sum(row.sure for row in shared)
+    assert need > max(row.total for row in shared) * 2
+    for size, level in ((need * 1.3, "ok"), (need * 0.99, "FAIL")):
+        check = list(capacity.gpu_memory(config, rows, [Node(96, 8, ((size, size),) * 8)]))[-1]
+        assert check.text.startswith("memory: a GPU with reference + expert-hps")
+        assert "beside its batches" not in check.text
+        assert check.level == level
+
+
+def test_a_node_says_what_its_gpus_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert nodes.card_of({"CPU": 8, "accelerator_type:H100": 1}) == "H100"
+    assert nodes.card_of({"CPU": 8}) == ""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert local_card() == ""
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n[ $1 = --query-gpu=name ] && echo 'NVIDIA H200\nNVIDIA H200'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    assert local_card() == "NVIDIA H200"
 
 
 def test_actors_on_cpus_are_held_against_this_machines_memory(monkeypatch: pytest.MonkeyPatch) -> None:

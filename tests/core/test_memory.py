@@ -1,7 +1,9 @@
 """Memory estimates: hand-computed figures of Janus-Pro-7B, and what forward and backward passes really hold."""
 
+import json
 import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,15 +20,17 @@ from t2ir1_ray import config as configuration
 from t2ir1_ray.config import Config
 from t2ir1_ray.fitting import memory
 from t2ir1_ray.fitting.memory import Shapes
+from t2ir1_ray.fitting.published import published, published_parameters
 from t2ir1_ray.janus.policy import freeze
 from tests.tiny_janus import tiny_config, tiny_model
 
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 HIDDEN, INTERMEDIATE, LAYERS, LENGTH = 128, 344, 4, 256
 
 
 @pytest.fixture(scope="module")
 def pro_7b() -> Shapes:
-    return Shapes.of(memory.published("deepseek-community/Janus-Pro-7B"))
+    return Shapes.of(published("deepseek-community/Janus-Pro-7B"))
 
 
 def load(*overrides: str, name: str = "janus_pro_7b") -> Config:
@@ -47,8 +51,8 @@ def test_counts_are_those_of_the_model_and_of_the_published_sizes(pro_7b: Shapes
     tiny = Shapes.of(model.config)
     assert tiny.language + tiny.generation + tiny.understanding + tiny.vq == sum(p.numel() for p in model.parameters())
     assert tiny.language == sum(p.numel() for p in freeze(model).values())
-    assert memory.published("models/Janus-Pro-1B/") is not None
-    assert memory.published("someone/else") is None
+    assert published("models/Janus-Pro-1B/") is not None
+    assert published("someone/else") is None
 
 
 @pytest.mark.parametrize(
@@ -75,7 +79,7 @@ def test_the_7b_policy_with_lora_fits_one_80_gb_gpu(pro_7b: Shapes) -> None:
 def test_caches_and_weights_of_the_7b_rollout(pro_7b: Shapes) -> None:
     parts = memory.rollout_parts(load("rollout.prompts_per_call=4"), pro_7b)
     assert part(parts, "weights") == pytest.approx((2 * (6.910e9 + 0.101e9) + 4 * 0.0719e9) / 1e9, rel=1e-3)
-    assert part(parts, "KV cache") == pytest.approx(16 * 1.0737, rel=1e-3)
+    assert part(parts, "KV cache") == pytest.approx(6 * 1.0737, rel=1e-3)
     row = 480 * 1024 * 576  # 480 KiB per token
     assert part(parts, "image KV cache") == pytest.approx(4 * 8 * 2 * row / 1e9, rel=1e-6)
     unguided = memory.rollout_parts(load("rollout.guidance=1", "rollout.prompts_per_call=8"), pro_7b)
@@ -94,17 +98,42 @@ def test_the_table_has_a_line_per_role_and_does_not_invent_sizes(pro_7b: Shapes)
     assert "?" in next(line for line in lines if line.startswith("expert-git"))
     assert "reference" not in {row.role for row in memory.estimate(load("learner.beta=0"), pro_7b, {})}
     recipe = load().experts
-    assert all(memory.published_parameters(expert.path) for expert in recipe.values())
-    assert memory.published_parameters("models/orm") is None
+    assert all(published_parameters(expert.path) for expert in recipe.values())
+    assert published_parameters("models/orm") is None
 
 
 def test_an_actor_without_a_gpu_is_a_process_of_its_own(pro_7b: Shapes) -> None:
     rows = {row.role: row for row in memory.estimate(load("experts.hps.num_gpus=0"), pro_7b, {"hps": 1_000_000_000})}
-    assert [part.name for part in rows["expert-hps"].parts] == ["weights", "process"]
-    assert rows["expert-hps"].total == pytest.approx(4 + memory.PROCESS_GB)
-    assert [part.name for part in rows["expert-git"].parts] == ["weights", "CUDA"]
+    assert [part.name for part in rows["expert-hps"].parts] == ["weights", "batch", "process"]
+    assert rows["expert-hps"].total == pytest.approx(4 + 0.134 + memory.PROCESS_GB, rel=1e-3)
+    assert [part.name for part in rows["expert-git"].parts] == ["weights", "batch", "CUDA"]
     sizes = {0.0146: "14.6 MB", 0.1: "0.1 GB", 112.04: "112 GB", 999.6: "1 TB", 15_360: "15.4 TB"}
     assert [memory.amount(gb) for gb in sizes] == list(sizes.values())
+
+
+def test_an_experts_batch_is_what_an_h200_held(pro_7b: Shapes) -> None:
+    """Half of the measured batch of 16: a call scores a group of 8, or batch_size images of it."""
+    measured = json.loads((RESULTS / "gpu_check_h200.json").read_text())["parts"]["experts"]["figures"]
+    peaks = {each["expert"]: each["peak_GB"] for each in measured if "peak_GB" in each}
+    config = load()
+    counts = {name: published_parameters(expert.path) for name, expert in config.experts.items()}
+    for row in memory.estimate(config, pro_7b, counts):
+        if row.role.startswith("expert-"):
+            assert part(row.parts, "batch") == pytest.approx(peaks[row.role.removeprefix("expert-")] / 2, rel=0.02)
+    small = memory.estimate(load("experts.git.batch_size=2"), pro_7b, counts)
+    git = next(row for row in small if row.role == "expert-git")
+    assert part(git.parts, "batch") == pytest.approx(peaks["git"] / 8, rel=0.02)
+    own = load("experts.mine.kind=package.module.Class", "experts.mine.path=x")
+    assert [item.name for item in memory.estimate(own, pro_7b, {"mine": 5})[-1].parts] == ["weights", "CUDA"]
+
+
+def test_seconds_stand_beside_the_memory(pro_7b: Shapes) -> None:
+    rows = memory.estimate(load(), pro_7b, {})
+    lines = memory.table(rows, {"learner": 12.34, "rollout": None}).splitlines()
+    assert "s a step" in lines[0]
+    assert " 12.3  parameters" in lines[1]
+    assert " ?  weights" in lines[2]
+    assert "s a step" not in memory.table(rows)
 
 
 class Peak(TorchDispatchMode):

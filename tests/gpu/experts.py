@@ -25,9 +25,9 @@ from transformers import (
 from rewards.base import Expert
 from rewards.experts import load_expert
 from rewards.orm import VISION_TOWERS
+from t2ir1_ray.checkpoints.word_tokenizers import save_word_tokenizer
 from t2ir1_ray.errors import RunError
-from t2ir1_ray.fitting.memory import published_parameters
-from t2ir1_ray.shapes.recipes.expert_tokenizer import save_word_tokenizer
+from t2ir1_ray.fitting.published import published_parameters
 from tests.gpu.measure import DEVICE, GB, clock, peak_gb
 from tests.gpu.models import drawn
 from tests.rewards import tiny_experts
