@@ -7,6 +7,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
+from actors.activity import Activity
 from t2ir1_ray.errors import RunError, UserError, reason, reason_in, shortened
 
 PARTNERS_S = 10.0
@@ -95,6 +96,9 @@ def restarts_of(actor: Any) -> int:
 class Pool:
     """Identical actors that share work: each call goes to the one with the fewest calls in flight."""
 
+    activity: Activity | None = None
+    """Is told about every call, if somebody wants to know."""
+
     def __init__(self, name: str, actors: Sequence[Any]):
         self.name = name
         self.actors = list(actors)
@@ -107,11 +111,16 @@ class Pool:
         result = getattr(self.actors[index], method).options(**options).remote(*args)
         self._busy[index] += 1
         self._holder[result] = index
+        if self.activity:
+            self.activity.watch(self.who(result), method, result)
         return result
 
     def each(self, method: str, *args: Any) -> dict[str, Any]:
         """Start `method` on every actor; what `wait_for_all` takes."""
-        return numbered(self.name, [getattr(actor, method).remote(*args) for actor in self.actors])
+        calls = numbered(self.name, [getattr(actor, method).remote(*args) for actor in self.actors])
+        if self.activity:
+            self.activity.watch_all(calls, method)
+        return calls
 
     def who(self, result: Any) -> str:
         """The actor that a call went to, as errors name it."""

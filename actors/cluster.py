@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 import ray
 
 from actors import placement
+from actors.activity import Activity
 from actors.calls import Pool, numbered, restarts_of, wait_for, wait_for_all
 from actors.engine_environment import CPU_ENVIRONMENT, ENVIRONMENT
 from actors.expert import ExpertActor
@@ -78,18 +79,25 @@ class Cluster:
     reference: Pool | None
     held: Published | None = None
     stopped: bool = False
+    activity: Activity = field(default_factory=Activity)
 
     @classmethod
-    def launch(cls, config: Config, checkpoint: LearnerCheckpoint | None = None) -> Self:
+    def launch(
+        cls, config: Config, checkpoint: LearnerCheckpoint | None = None, activity: Activity | None = None
+    ) -> Self:
         """Reserve resources, start every actor, and return when all have loaded their models.
 
-        checkpoint: what to set the learner back to; it may come from another number of ranks.
+        checkpoint: what to set the learner back to; it may come from another number of ranks. activity: is told about
+        every call.
 
         Raises UserError if resources or checkpoints do not do, RunError if an actor is not up in time.
         """
         reserved = placement.reserve(config)
         try:
             cluster = cls._spawn(config, reserved)
+            cluster.activity = activity or cluster.activity
+            for pool in cluster._pools():
+                pool.activity = cluster.activity
             cluster._await_start(checkpoint)
         except BaseException:
             reserved.release()
@@ -269,24 +277,28 @@ class Cluster:
 
     def _answers(self, calls: Sequence[ray.ObjectRef], what: str, timeout: float | None = None) -> list[Any]:
         """What every learner rank answers. Ranks are not started again: a dead one ends the run."""
+        self.activity.watch_all(numbered("learner", calls), what.split()[0])
         return wait_for_all(numbered("learner", calls), what, timeout or self.config.cluster.call_timeout_s)
 
     def restarts(self) -> int:
         """How often actors have died and were started again."""
-        return sum(restarts_of(actor) for actor in self._actors())
+        found = {who: restarts_of(actor) for who, actor in self._actors().items()}
+        self.activity.note_restarts(found)
+        return sum(found.values())
 
     def _pools(self) -> list[Pool]:
         return [self.rollouts, *self.experts.values(), *([self.reference] if self.reference else [])]
 
-    def _actors(self) -> list[Any]:
-        return [*self.learners, *(actor for pool in self._pools() for actor in pool.actors)]
+    def _actors(self) -> dict[str, Any]:
+        named = [numbered(pool.name, pool.actors) for pool in self._pools()]
+        return {who: actor for some in [*named, numbered("learner", self.learners)] for who, actor in some.items()}
 
     def stop(self) -> None:
         """End every actor and free their resources. Does nothing the second time."""
         if self.stopped:
             return
         self.stopped = True
-        for actor in self._actors():
+        for actor in self._actors().values():
             ray.kill(actor)
         self.placement.release()
 

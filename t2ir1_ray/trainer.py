@@ -4,6 +4,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+from actors.activity import Activity
 from actors.cluster import Cluster, LearnerCheckpoint
 from actors.connect import connect
 from t2ir1_ray.config import Config
@@ -26,15 +27,17 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
     prompts, skipped = training_prompts(config)
     heldout = HeldOut(config, heldout_prompts(config)) if config.eval.every else None
     steps = config.train.steps
-    timeline = Timeline()
-    with Journal(run, config, resume) as journal:
+    timeline, activity = Timeline(), Activity()
+    with Journal(run, config, resume, activity) as journal:
         snapshot = journal.newest_snapshot() if resume else None
         done = saved = snapshot.step if snapshot else 0
         journal.begin_after(done)
         connect(config.cluster)  # Ray disconnects when the process ends, after its last line
         with (
             Termination() as termination,
-            Cluster.launch(config, snapshot and LearnerCheckpoint(snapshot.folder, snapshot.ranks)) as cluster,
+            Cluster.launch(
+                config, snapshot and LearnerCheckpoint(snapshot.folder, snapshot.ranks), activity
+            ) as cluster,
             Collector(config, cluster, prompts, timeline) as collector,
         ):
             ahead, accuracy = collector.ahead, None
@@ -44,6 +47,7 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
                 collector.save_in_flight(folder, done, timeout_s)
 
             termination.defer()
+            journal.started(done)
             if snapshot:
                 collector.restore_in_flight(snapshot.folder)
             collector.request_version(cluster.publish(version=done))
@@ -72,7 +76,7 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
                 metrics |= {"staleness": staleness, "groups/replaced": collected.replaced, **timeline.seconds(step)}
                 metrics |= {"samples/stale": collector.stale, "prompts/skipped": skipped}
                 metrics["rollout/images_per_s"] = len(experience.rollouts) / metrics["time/rollout_s"]
-                metrics["actors/restarts"] = cluster.restarts()
+                metrics |= {"actors/restarts": cluster.restarts(), **activity.shares()}
                 metrics["time/step_s"] = time.perf_counter() - begin
                 if heldout and (step % config.eval.every == 0 or step == steps):
                     metrics |= collector.do_between(heldout.evaluate)

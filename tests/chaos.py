@@ -89,7 +89,10 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 def journal(run: Path) -> list[dict[str, Any]]:
     """Without what differs from run to run."""
-    return [{k: v for k, v in line.items() if not k.startswith("time/") and k not in UNCOMPARED} for line in lines(run)]
+    return [
+        {k: v for k, v in line.items() if not k.startswith(("time/", "busy/")) and k not in UNCOMPARED}
+        for line in lines(run)
+    ]
 
 
 def kill_actor(job: Job, rng: random.Random) -> str | None:
