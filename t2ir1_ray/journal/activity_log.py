@@ -4,8 +4,8 @@ A line of activity.jsonl is an object with `kind` and `at` (seconds since 1970, 
 
 - `began` (step, steps): a process took the run up behind `step`, 0 for a new run, to go to `steps`;
 - `started` (all actors are up), `step` (a step is in metrics.jsonl), `ended` (text: why; empty if the run is finished):
-  these also tell of the time since the one before, by (step, begin, lanes, restarts). lanes: actor -> [method, begin,
-  end] in milliseconds behind `begin`; restarts: actor -> how often it was started again. A `step` has left_s, the
+  these also tell of the `ms` milliseconds since the one before, by (step, lanes, restarts). lanes: actor -> [method,
+  begin, end] in milliseconds of these; restarts: actor -> how often it was started again. A `step` has left_s, the
   seconds that the run still needs;
 - `warning` (step, text), `checkpoint` (step).
 
@@ -75,12 +75,11 @@ class ActivityLog:
 
 
 def _told(look: Look) -> dict[str, Any]:
-    begin = look.begin
-    lanes = {
-        who: [[span.what, round(1e3 * (span.begin - begin)), round(1e3 * (span.end - begin))] for span in spans]
-        for who, spans in look.lanes.items()
-    }
-    return {"begin": round(begin, 3), "at": round(look.end, 3), "lanes": lanes, "restarts": look.restarts}
+    def ms(time: float) -> int:
+        return round(1e3 * (time - look.begin))
+
+    lanes = {who: [[span.what, ms(span.begin), ms(span.end)] for span in spans] for who, spans in look.lanes.items()}
+    return {"at": round(look.end, 3), "ms": ms(look.end), "lanes": lanes, "restarts": look.restarts}
 
 
 def _json(line: dict[str, Any]) -> str:

@@ -163,7 +163,8 @@ class Journal:
                 self._board.add_image("samples", grid, step, dataformats="HWC")
                 self._trackers.images(GRID, grid, step)
         self._progress.show(metrics)
-        self._log.lanes("step", step, left_s=round(self._progress.seconds_left(step), 1))
+        left = {"left_s": round(self._progress.seconds_left(step), 1)} if step else {}  # step 0 is an evaluation
+        self._log.lanes("step", step, **left)
 
     def _histograms(self, metrics: dict[str, Any], experience: Experience, step: int) -> None:
         self._board.add_histogram("advantage", experience.advantages[np.isfinite(experience.advantages)], step)

@@ -130,6 +130,7 @@ function placeCharts() {
   const wanted = JSON.stringify([DATA.charts, keys]);
   if (wanted === placed) return;
   placed = wanted;
+  byId("curves").hidden = !keys.length;
   for (const plot of drawn.keys()) if (plot.classList.contains("js-plotly-plot")) Plotly.purge(plot);
   drawn.clear();
   const boxes = [...DATA.charts.map((chart) => chartBox(chart)), anyMetric()];

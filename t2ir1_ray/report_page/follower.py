@@ -117,7 +117,7 @@ class Follower:
         told: dict[str, Any] = {}
         anew, lines = self._activity.read()
         if anew or lines:
-            before, self._history = self._history.tiles, History() if anew else self._history
+            before, self._history = list(self._history.tiles), History() if anew else self._history
             self._history.add(lines)
             self._hear(read_line(lines[-1], drawn=False) if lines else None)
             after = self._history.tiles

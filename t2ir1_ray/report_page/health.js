@@ -1,7 +1,7 @@
 // The head of the page: what the run does, how long it will take, and what is wrong.
 
 const RECENT = 3; // warnings that stand open
-const TONE = { finished: "good", training: "good", starting: "busy", waiting: "busy", ended: "bad", lost: "bad" };
+const TONE = { finished: "good", training: "good", starting: "busy", waiting: "busy" }; // all others are bad
 let heard = { clock: DATA.clock, at: performance.now() };
 
 // The driver's time: it goes on while a run is followed, and stands still in a page that was written once.
@@ -29,7 +29,7 @@ function warningList(warnings) {
 
 function healthBox(run) {
   const { state, words, warnings } = run.health;
-  const badge = el("span", { className: `badge ${TONE[state]}`, textContent: state });
+  const badge = el("span", { className: `badge ${TONE[state] ?? "bad"}`, textContent: state });
   const name = two ? el("strong", { textContent: run.name }) : null;
   const line = el("p", { className: "bar words" }, badge, name, el("span", { textContent: words }));
   const list = el("dl", { className: "facts" });

@@ -22,7 +22,7 @@ class History:
     phase: str = ""  # kind of the last line that tells how far the last process has come
     text: str = ""  # why it ended
     step: dict[str, Any] | None = None  # the last step's line
-    checkpoint: dict[str, Any] | None = None
+    checkpoints: list[dict[str, Any]] = field(default_factory=list)
     warnings: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=MOST_WARNINGS))
     tiles: list[dict[str, Any]] = field(default_factory=list)  # the newest, see `lanes`
 
@@ -46,7 +46,7 @@ class History:
         if kind == "step":
             self.step = line
         if kind == "checkpoint":
-            self.checkpoint = line
+            self.checkpoints.append(line)
         if kind == "warning":
             self.warnings.append(line)
         if kind in ("step", "ended") and "tile" in line:
@@ -56,51 +56,47 @@ class History:
         """What comes later will come again."""
         self.tiles = [tile for tile in self.tiles if tile["step"] <= step]
         self.warnings = deque((line for line in self.warnings if line["step"] <= step), MOST_WARNINGS)
+        self.checkpoints = [line for line in self.checkpoints if line["step"] <= step]
         if self.step and self.step["step"] > step:
             self.step = None
-        if self.checkpoint and self.checkpoint["step"] > step:
-            self.checkpoint = None
 
 
 def health(history: History, name: str, done: int | None, total: int | None, beats: bool | None) -> dict[str, Any]:
     """What the head of the page says. Times are those of the lines: seconds since 1970 of the driver's clock.
 
     done: the last step of metrics.jsonl; total: steps of the configuration, if known; beats: whether the run's process
-    gives signs of life, None if none writes. `state` is one of waiting, starting, training, finished, ended, lost.
+    gives signs of life, None if none writes. `state` and `words` make a sentence.
     """
     step = history.step
     if history.began:
         total = int(history.began[-1].get("steps", total or 0)) or total
     state, words = _state(history, name, done, total, beats)
-    resumed = [line["step"] for line in history.began[1:]]
+    resumed = [line["step"] for place, line in enumerate(history.began) if place or line["step"]]
     return {
         "state": state,
         "words": words,
         "resumed": resumed,
         "step_at": step["at"] if step else None,
         "left_s": step.get("left_s") if step and state == "training" and done != total else None,
-        "checkpoint": [history.checkpoint["step"], history.checkpoint["at"]] if history.checkpoint else None,
+        "checkpoint": [history.checkpoints[-1]["step"], history.checkpoints[-1]["at"]] if history.checkpoints else None,
         "warnings": [[line["step"], line["text"]] for line in history.warnings],
     }
 
 
 def _state(history: History, name: str, done: int | None, total: int | None, beats: bool | None) -> tuple[str, str]:
+    """One word, and what has to be said beside it."""
     so_far = f"step {done} of {total or 'unknown'}"
     if history.phase == "ended" and history.text:
-        return "ended", f"Ended after {so_far}: {history.text}" if done is not None else f"Ended: {history.text}"
+        return "ended", history.text if done is None else f"after {so_far}: {history.text}"
     if history.phase == "ended" or (not beats and done is not None and done == total):
-        return "finished", f"Finished: {done} of {total or done} steps"
+        return "finished", f"{done} of {total or done} steps"
     if beats is False:
-        since = f"since {so_far}" if done is not None else "since it began"
-        how = f"--resume {name} goes on behind the last checkpoint"
-        return "lost", f"Killed, frozen or cut off: its process has given no sign of life {since}. {how}"
-    if beats is None and done is None and not history.began:
-        return "waiting", "Waiting for the run to begin"
+        since = "it began" if done is None else so_far
+        why = f"killed, frozen or cut off since {since}: --resume {name} goes on behind the last checkpoint"
+        return "no sign of life", why
     if beats is None:
-        return "ended", f"No process is training this run; it has done {so_far}"
+        begun = done is not None or history.began
+        return ("ended", f"after {so_far}: no process trains it") if begun else ("waiting", "for the run to begin")
     if history.phase in ("", "began"):
-        after = f"Going on behind step {done}" if done else "Starting"
-        return "starting", f"{after}: its actors are being brought up"
-    if not done:
-        return "training", "Training: the first step is under way"
-    return "training", f"Training: {so_far} is done"
+        return "starting", f"its actors are brought up{f', to go on behind step {done}' if done else ''}"
+    return "training", f"{so_far} is done" if done else "the first step is under way"

@@ -7,7 +7,7 @@ const KINDS = {
   learn: ["learns", ["step"]],
   weights: ["moves weights", ["publish", "take_version", "send", "confirm"]],
   save: ["saves", ["write_checkpoint"]],
-  other: ["starts and others", []],
+  other: ["starts; the driver", []],
 };
 const STAGE = { rollout: "rollout", expert: "score", reference: "reference", learner: "learn", driver: "other" };
 const SHOWN = [1, 3, 6, 12, 25, 50];
@@ -16,6 +16,8 @@ let lanesUpTo = null; // null: the newest
 
 const kindOf = (method) => Object.keys(KINDS).find((kind) => KINDS[kind][1].includes(method)) ?? "other";
 const stageOf = (who) => STAGE[who.split(" ")[0].replace(/s$/, "")] ?? "score";
+const times = (n) => (n === 1 ? "once" : `${n} times`);
+const isLive = (run) => DATA.follow && ["training", "starting"].includes(run.health.state);
 const seconds = (ms) => duration(ms / 1000);
 
 function tilesOf(run) {
@@ -54,7 +56,7 @@ function barsOf(tile, who) {
   }
   if (tile.ms > at) bars.push(idleBar(tile, at, tile.ms));
   if (tile.restarts[who]) {
-    bars.push(bar("restart", tile.begin, tile.begin + tile.ms, `restarted ${tile.restarts[who]} times in this step`));
+    bars.push(bar("restart", tile.begin, tile.begin + tile.ms, `restarted ${times(tile.restarts[who])} in this step`));
   }
   return bars;
 }
@@ -80,49 +82,54 @@ function sums(tiles, who) {
 
 function present(run, who) {
   const { now } = run;
-  if (!now || !DATA.follow || !["training", "starting"].includes(run.health.state)) return null;
+  if (!now || !isLive(run)) return "";
   const call = now.at_work[who];
   if (call) return `now: ${call[0]} for ${duration(call[1] / 1000 + driverNow() - now.at)}`;
-  return `now: waits for ${now.front.at(-1)?.[0] ?? "the driver"}`;
+  return `now: waits for ${now.front.at(-1)[0]}`;
 }
 
-function said(run, tiles, who) {
+function shares(tiles, who) {
   const { all, busy, restarts, waits } = sums(tiles, who);
   const parts = [`busy ${percent(busy / all, 0)}`];
   if (waits.length && waits[0][1] > 0.05 * all) parts.push(`waits for ${waits[0][0]} ${percent(waits[0][1] / all, 0)}`);
-  const box = el("span", { className: "said" }, el("span", { textContent: parts.join(", ") }));
-  if (restarts) box.append(el("strong", { className: "down", textContent: `restarted ${restarts} times` }));
-  const now = el("span", { className: "present" });
-  now.fill = () => { now.textContent = present(run, who) ?? ""; };
-  now.fill();
-  box.append(now);
+  const box = el("span", { className: "said", textContent: parts.join(", ") });
+  if (restarts) box.append(" ", el("strong", { className: "down", textContent: `restarted ${times(restarts)}` }));
   return box;
 }
 
-function axis(tiles) {
+function presentBox(run, who) {
+  const box = el("span", { className: "present" });
+  box.fill = () => { box.textContent = present(run, who); };
+  box.fill();
+  return box;
+}
+
+function axis(run, tiles) {
   const width = tiles.at(-1).begin + tiles.at(-1).ms;
   const box = el("span", { className: "axis" });
   let free = 0;
   for (const tile of tiles) {
     const left = (100 * tile.begin) / width;
-    if (left < free) continue;
-    const text = `${tile.at_work && tile.at ? "after " : ""}step ${tile.step}`;
+    if (left < free || left > 94) continue;
+    const text = { now: isLive(run) ? "now" : "last seen", ended: "end" }[tile.kind] ?? `step ${tile.step}`;
     box.append(el("span", { textContent: text, style: `left: ${left}%` }));
-    free = left + 9;
+    free = left + 8;
   }
-  return el("div", { className: "lane" }, el("span"), box, el("span", { className: "said", textContent: seconds(width) }));
+  return el("div", { className: "lane" }, el("span"), box, el("span", { className: "said", textContent: seconds(width) }), el("span"));
 }
 
 function lanesOf(run) {
   const tiles = tilesOf(run);
   if (!tiles.length) return null;
   const actors = [...new Set(tiles.flatMap((tile) => Object.keys(tile.lanes)))];
-  const row = (name, bars, end) =>
-    el("div", { className: "lane" }, el("span", { className: "name", textContent: name }), track(tiles, bars), end);
+  const row = (name, bars, ...more) =>
+    el("div", { className: "lane" }, el("span", { textContent: name }), track(tiles, bars), ...more);
   const front = tiles.flatMap((tile) => tile.front.map(([who, begin, end]) =>
     bar(stageOf(who), tile.begin + begin, tile.begin + end, `the loop waits for ${who}, ${seconds(end - begin)}`)));
-  const box = el("div", { className: "lanes" }, axis(tiles), row("waited for", front, el("span", { className: "said" })));
-  for (const who of actors) box.append(row(who, tiles.flatMap((tile) => barsOf(tile, who)), said(run, tiles, who)));
+  const box = el("div", { className: "lanes" }, axis(run, tiles), row("all wait for", front));
+  for (const who of actors) {
+    box.append(row(who, tiles.flatMap((tile) => barsOf(tile, who)), shares(tiles, who), presentBox(run, who)));
+  }
   const title = two ? el("h3", { textContent: run.name }) : null;
   return el("div", {}, title, box, laneFigures(tiles, actors));
 }
@@ -139,6 +146,7 @@ function laneFigures(tiles, actors) {
 function laneControls() {
   const steps = DATA.runs.flatMap((run) => run.tiles.map((tile) => tile.step));
   const [first, last] = [Math.min(...steps), Math.max(...steps)];
+  byId("lanes-range").hidden = !(first < last);
   const slider = byId("lanes-to");
   Object.assign(slider, { min: first, max: last });
   slider.value = lanesUpTo ?? last;

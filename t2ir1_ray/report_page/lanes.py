@@ -12,6 +12,8 @@ STAGES = {"rollout": 0, "expert": 1, "reference": 1, "learner": 2}
 PLURAL = ("rollouts", "experts", "learners")
 DRIVER = "driver"
 """What is waited for while no actor is busy: it assembles, writes, and begins the next step."""
+NAMES = {"__ray_ready__": "start"}
+"""Of methods that a person has not to know."""
 MOST_ACTORS, MOST_SPANS, MOST_PIECES, MOST_WAITS = 512, 64, 60, 3
 TEXT = 100
 
@@ -34,46 +36,57 @@ def read_line(line: bytes, drawn: bool = True) -> dict[str, Any] | None:
         said = {"kind": kind, "at": at, "step": step, "text": text if isinstance(text, str) else ""}
         said |= {key: found[key] for key in ("steps", "left_s") if _is_number(found.get(key))}
         return said | ({"tile": _tile(found)} if drawn and "lanes" in found else {})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
         return None
 
 
 def _tile(line: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page draws of one line: `step, ms` (its length), `lanes, restarts, at_work` as in the journal, `front`
-    (who, begin, end) and `waits` actor -> [[who, ms], ...]."""
-    if not _is_number(line["begin"]):
+    """What the page draws of one line: `kind, step, ms, lanes, restarts, at_work` as in the journal, and `front` and
+    `waits` of these lanes."""
+    if not _is_number(line["ms"]):
         raise ValueError
-    length = max(1, round(1e3 * (line["at"] - line["begin"])))
+    length = max(1, int(line["ms"]))
     lanes = {
-        str(who)[:TEXT]: _in_order(((str(what)[:TEXT], int(b), int(e)) for what, b, e in spans[:MOST_SPANS]), length)
+        str(who)[:TEXT]: _in_order(
+            ((NAMES.get(what, str(what)[:TEXT]), int(b), int(e)) for what, b, e in spans[:MOST_SPANS]), length
+        )
         for who, spans in list(line["lanes"].items())[:MOST_ACTORS]
     }
     lanes = dict(sorted(lanes.items(), key=lambda lane: (_stage(lane[0]), _natural(lane[0]))))
     restarts = {who: times for who, times in line.get("restarts", {}).items() if who in lanes and _is_number(times)}
     calls = {who: call for who, call in line.get("at_work", {}).items() if who in lanes and _is_number(call[1])}
-    at_work = {who: (str(call[0])[:TEXT], call[1]) for who, call in calls.items()}
+    at_work = {who: (NAMES.get(call[0], str(call[0])[:TEXT]), call[1]) for who, call in calls.items()}
     pieces = front(lanes, length)
-    tile = {"step": line["step"], "ms": length, "lanes": lanes, "restarts": restarts, "front": pieces}
+    tile = {
+        "kind": line["kind"],
+        "step": line["step"],
+        "ms": length,
+        "lanes": lanes,
+        "restarts": restarts,
+        "front": pieces,
+    }
     return tile | {"waits": waits(lanes, pieces), "at_work": at_work}
 
 
 def front(lanes: Lanes, length: int) -> Front:
     """Whom the loop waits for, from 0 to `length`: (one actor, several of a stage, or the driver; begin, end).
 
-    At most MOST_PIECES: what is shorter than that counts as a part of what comes after it.
+    At most MOST_PIECES, in each of which another one may have its turn for a shorter while.
     """
     changes = [(time, on, who) for who, spans in lanes.items() for _, b, e in spans for time, on in ((b, 1), (e, 0))]
     busy: list[set[str]] = [set() for _ in PLURAL]
     found: Front = []
-    since, shortest = 0, length / MOST_PIECES
-    for time, on, who in sorted(changes):
-        if time - since >= shortest:
-            _add(found, _holder(busy), since, time)
-            since = time
+    turns: Counter[str] = Counter()  # of the piece that is being made
+    begin = since = 0
+    for time, on, who in [*sorted(changes), (length, 0, "")]:
+        turns[_holder(busy)] += time - since
+        since = time
+        if since - begin >= length / MOST_PIECES or (since == length > begin):
+            _add(found, turns.most_common(1)[0][0], begin, since)
+            begin = since
+            turns.clear()
         stage = busy[_stage(who)]
         stage.add(who) if on else stage.discard(who)
-    if length > since:
-        _add(found, _holder(busy), since, length)
     return found
 
 

@@ -107,6 +107,7 @@ def _filled(
         plotly=packed,
         blocks="\n".join(blocks),
         script=script,
+        footer="Self-contained: nothing is fetched." if data["follow"] is None else "Nothing leaves this machine.",
     )
 
 
