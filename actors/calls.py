@@ -5,10 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
-from ray import ObjectRefGenerator
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
-from actors.usage import Usage
+from actors.activity import Activity
 from t2ir1_ray.errors import RunError, UserError, reason, reason_in, shortened
 
 PARTNERS_S = 10.0
@@ -111,10 +110,11 @@ def _told(error: RayError) -> str:
 class Pool:
     """Identical actors that share work: each call goes to the one with the fewest calls in flight."""
 
-    def __init__(self, name: str, actors: Sequence[Any], usage: Usage | None = None):
-        """usage: told about every call."""
+    activity: Activity | None = None
+    """Is told about every call, if somebody wants to know."""
+
+    def __init__(self, name: str, actors: Sequence[Any]):
         self.name = name
-        self.usage = usage or Usage()
         self.actors = list(actors)
         self._busy = [0] * len(actors)
         self._holder: dict[Any, int] = {}
@@ -125,18 +125,16 @@ class Pool:
         result = getattr(self.actors[index], method).options(**options).remote(*args)
         self._busy[index] += 1
         self._holder[result] = index
-        if isinstance(result, ObjectRefGenerator):
-            self.usage.begin(self._title(index))
-        else:
-            self.usage.follow(self._title(index), result)
+        if self.activity:
+            self.activity.watch(self.who(result), method, result)
         return result
 
     def each(self, method: str, *args: Any) -> dict[str, Any]:
         """Start `method` on every actor; what `wait_for_all` takes."""
-        calls = [getattr(actor, method).remote(*args) for actor in self.actors]
-        for index, call in enumerate(calls):
-            self.usage.follow(self._title(index), call)
-        return numbered(self.name, calls)
+        calls = numbered(self.name, [getattr(actor, method).remote(*args) for actor in self.actors])
+        if self.activity:
+            self.activity.watch_all(calls, method)
+        return calls
 
     def who(self, result: Any) -> str:
         """The actor that a call went to, as errors name it."""
@@ -144,10 +142,4 @@ class Pool:
 
     def done(self, result: Any) -> None:
         """Say that a call has ended, so that its actor counts as less busy."""
-        index = self._holder.pop(result)
-        self._busy[index] -= 1
-        if isinstance(result, ObjectRefGenerator):
-            self.usage.end(self._title(index))
-
-    def _title(self, index: int) -> str:
-        return f"{self.name} {index}".replace(" ", "-")
+        self._busy[self._holder.pop(result)] -= 1

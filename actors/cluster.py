@@ -12,6 +12,7 @@ import ray
 from ray.experimental import get_object_locations
 
 from actors import placement
+from actors.activity import Activity
 from actors.agreement import check_agreement
 from actors.calls import Pool, first_ready, numbered, wait_for, wait_for_all
 from actors.engine_environment import BATCH_INVARIANT, CPU_ENVIRONMENT, ENVIRONMENT
@@ -22,7 +23,6 @@ from actors.reference import ReferenceActor
 from actors.rollout import RolloutActor
 from actors.sampling import Sampling
 from actors.startup import DETERMINISTIC
-from actors.usage import Usage
 from actors.watch import Watch, table_entry
 from rewards.base import ExpertScores
 from t2ir1_ray.config import Config
@@ -90,13 +90,12 @@ class Cluster:
     held: Published | None = None
     stopped: bool = False
     say: Callable[[str], None] = print
-    usage: Usage = field(default_factory=Usage)
+    activity: Activity = field(default_factory=Activity)
 
     def __post_init__(self) -> None:
-        names = {f"{p.name} {i}": actor for p in self._pools() for i, actor in enumerate(p.actors)}
-        self.watch = Watch(
-            numbered("learner", self.learners) | names, self.config.cluster.node_timeout_s, lambda line: self.say(line)
-        )
+        self.watch = Watch(self._actors(), self.config.cluster.node_timeout_s, lambda line: self.say(line))
+        for pool in self._pools():
+            pool.activity = self.activity
 
     @classmethod
     def launch(
@@ -105,11 +104,12 @@ class Cluster:
         checkpoint: LearnerCheckpoint | None = None,
         run: Path | None = None,
         say: Callable[[str], None] = print,
+        activity: Activity | None = None,
     ) -> Self:
         """Reserve resources, start every actor, and return when all have loaded their models.
 
         checkpoint: what to set the learner back to; it may come from another number of ranks. run: the folder that
-        all nodes must share. say: told what is waited for.
+        all nodes must share. say: told what is waited for. activity: told about every call.
 
         Raises UserError if resources, nodes or checkpoints do not do, RunError if an actor is not up in time.
         """
@@ -117,7 +117,7 @@ class Cluster:
         try:
             if run:
                 check_agreement(config, run, reserved.roles_by_node())
-            cluster = cls._spawn(config, reserved, say)
+            cluster = cls._spawn(config, reserved, say, activity or Activity())
             cluster._await_start(checkpoint)
         except BaseException:
             reserved.release()
@@ -125,9 +125,8 @@ class Cluster:
         return cluster
 
     @classmethod
-    def _spawn(cls, config: Config, reserved: Placement, say: Callable[[str], None]) -> Self:
+    def _spawn(cls, config: Config, reserved: Placement, say: Callable[[str], None], activity: Activity) -> Self:
         by_name = {role.name: role for role in placement.roles(config)}
-        usage = Usage()
 
         def spawn(actor_class: type, role: Role, args: Sequence[Any], **options: Any) -> list[Any]:
             env = actor_environment(role, options.pop("runtime_env", {}), config.train.deterministic)
@@ -159,7 +158,6 @@ class Cluster:
             rollouts=Pool(
                 "rollout",
                 spawn(RolloutActor, by_name["rollout"], (config.policy, config.rollout, True, lora), **restarts),
-                usage,
             ),
             experts={
                 name: Pool(
@@ -171,15 +169,14 @@ class Cluster:
                         runtime_env=expert.runtime_env,
                         **restarts,
                     ),
-                    usage,
                 )
                 for name, expert in config.experts.items()
             },
-            reference=Pool("reference", spawn(ReferenceActor, by_name["reference"], reference_args, **restarts), usage)
+            reference=Pool("reference", spawn(ReferenceActor, by_name["reference"], reference_args, **restarts))
             if "reference" in by_name
             else None,
             say=say,
-            usage=usage,
+            activity=activity,
         )
 
     def _await_start(self, checkpoint: LearnerCheckpoint | None) -> None:
@@ -311,27 +308,29 @@ class Cluster:
 
     def _answers(self, calls: Sequence[ray.ObjectRef], what: str, timeout: float | None = None) -> list[Any]:
         """What every learner rank answers. Ranks are not started again: a dead one ends the run."""
+        self.activity.watch_all(numbered("learner", calls), what.split()[0])
         seconds = timeout or self.config.cluster.call_timeout_s
-        for rank, call in enumerate(calls):
-            self.usage.follow(f"{placement.LEARNER}-{rank}", call)
         return wait_for_all(numbered("learner", calls), what, seconds, self.watch.look)
 
     def restarts(self) -> int:
         """How often actors have died and were started again."""
-        return sum(int(table_entry(actor)["NumRestarts"]) for actor in self._actors())
+        found = {who: int(table_entry(actor)["NumRestarts"]) for who, actor in self._actors().items()}
+        self.activity.note_restarts(found)
+        return sum(found.values())
 
     def _pools(self) -> list[Pool]:
         return [self.rollouts, *self.experts.values(), *([self.reference] if self.reference else [])]
 
-    def _actors(self) -> list[Any]:
-        return [*self.learners, *(actor for pool in self._pools() for actor in pool.actors)]
+    def _actors(self) -> dict[str, Any]:
+        named = [numbered(pool.name, pool.actors) for pool in self._pools()]
+        return {who: actor for some in [*named, numbered("learner", self.learners)] for who, actor in some.items()}
 
     def stop(self) -> None:
         """End every actor and free their resources. Does nothing the second time."""
         if self.stopped:
             return
         self.stopped = True
-        for actor in self._actors():
+        for actor in self._actors().values():
             ray.kill(actor)
         self.placement.release()
 

@@ -4,6 +4,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+from actors.activity import Activity
 from actors.cluster import Cluster, LearnerCheckpoint
 from actors.connect import connect
 from actors.placement import roles
@@ -27,9 +28,9 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
     prompts, skipped = training_prompts(config)
     heldout = HeldOut(config, heldout_prompts(config)) if config.eval.every else None
     steps = config.train.steps
-    timeline = Timeline()
+    timeline, activity = Timeline(), Activity()
     gpus = sum(role.count * role.num_gpus for role in roles(config))
-    with Journal(run, config, resume) as journal:
+    with Journal(run, config, resume, activity) as journal:
         snapshot = journal.newest_snapshot() if resume else None
         done = saved = snapshot.step if snapshot else 0
         journal.begin_after(done)
@@ -37,7 +38,7 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
         with (
             Termination() as termination,
             Cluster.launch(
-                config, snapshot and LearnerCheckpoint(snapshot.folder, snapshot.ranks), run, journal.say
+                config, snapshot and LearnerCheckpoint(snapshot.folder, snapshot.ranks), run, journal.say, activity
             ) as cluster,
             Collector(config, cluster, prompts, timeline) as collector,
         ):
@@ -50,12 +51,12 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
                 return shards
 
             termination.defer()
+            journal.started(done)
             if snapshot:
                 collector.restore_in_flight(snapshot.folder)
             collector.request_version(cluster.publish(version=done))
             if heldout and not done:
                 journal.write({"step": 0, "policy_version": 0, **collector.do_between(heldout.evaluate)})
-            cluster.usage.take()  # from here on, not while actors started
             for step in range(done + 1, min(done + ahead, steps) + 1):
                 collector.request_step(step)
 
@@ -84,7 +85,7 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
                 metrics["actors/restarts"] = cluster.restarts()
                 metrics["time/step_s"] = time.perf_counter() - begin
                 metrics |= throughput(len(experience.rollouts), metrics["tokens"], metrics, gpus)
-                metrics |= {"publish/bytes": published.size, **cluster.usage.take()}
+                metrics |= {"publish/bytes": published.size, **activity.usage()}
                 if heldout and (step % config.eval.every == 0 or step == steps):
                     metrics |= collector.do_between(heldout.evaluate)
                 accuracy = metrics.get("heldout/accuracy")

@@ -86,6 +86,7 @@ TABLE = (
     Row("actors/restarts", "t2ir1_actor_restarts", "total", "actors that died and were started again"),
     Row("actors/down", "t2ir1_actors_down", "gauge", "actors that are waited for, because they or their node are lost"),
     Row("usage/busy/{actor}", "t2ir1_busy_share", "gauge", "share of the last step in which the actor had a call"),
+    Row("usage/idle/{role}", "t2ir1_idle_share", "gauge", "share of the last step without a call, mean over actors"),
     Row("usage/queue/{role}", "t2ir1_queue_length", "gauge", "calls that stood behind another one, on average"),
     Row("publish/bytes", "t2ir1_published_bytes", "counter", "of the policy versions for the rollout actors"),
     Row("run/checkpoints", "t2ir1_checkpoints", "counter", "checkpoints that were written"),

@@ -16,10 +16,12 @@ from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
 from torch.utils.tensorboard import SummaryWriter
 
+from actors.activity import Activity
 from learner.meter import RATIO_EDGES, SEGMENTS
 from t2ir1_ray import config as configuration
 from t2ir1_ray.config import Config
-from t2ir1_ray.errors import RunError, UserError, check_finite
+from t2ir1_ray.errors import RunError, UserError, check_finite, reason
+from t2ir1_ray.journal.activity_log import ActivityLog
 from t2ir1_ray.journal.exported import Exporter
 from t2ir1_ray.journal.metric_names import MetricNames
 from t2ir1_ray.journal.progress import Progress
@@ -41,9 +43,13 @@ LEAST_FREE_BYTES = 4 << 20
 class Journal:
     """The run folder. Metrics are flushed line by line, so that a killed run has lost nothing it reported."""
 
-    def __init__(self, run: Path, config: Config, resume: bool = False):
-        """`resume`: the folder's run goes on. Raises UserError if it holds another run or cannot be written."""
+    def __init__(self, run: Path, config: Config, resume: bool = False, activity: Activity | None = None):
+        """`resume`: the folder's run goes on. activity: what its actors do.
+
+        Raises UserError if the folder holds another run or cannot be written.
+        """
         self.run = run
+        self._activity = activity or Activity()
         self.config = config
         self.snapshots = Snapshots(run / "checkpoints", config.journal.keep_last)
         self._progress = Progress(config.train.steps, config.eval.every)
@@ -81,6 +87,7 @@ class Journal:
             kept = [line for number, line in self._whole_lines() if number <= step] if step else []
             write_whole(self.run / METRICS, b"".join(kept))
             self._metrics = (self.run / METRICS).open("a")
+        self._log = ActivityLog(self.run, self._activity, step, self.config.train.steps)
         settings = OmegaConf.to_container(OmegaConf.structured(self.config))
         self._trackers = Trackers(self.config.journal.trackers, self.run, settings, step, self.say)
         self._board = SummaryWriter(str(self.run / "tensorboard"), purge_step=step + 1 if step else None)
@@ -90,6 +97,10 @@ class Journal:
     def export(self, live: Callable[[], Mapping[str, float]]) -> None:
         """Give figures to Ray's metrics too, from now on: this process is connected. live: see `Exporter`."""
         self._exporter = Exporter(self.run.name, self._begun_after, self.config.train.steps, live)
+
+    def started(self, step: int) -> None:
+        """All actors are up, and the run goes on behind `step`."""
+        self._log.lanes("started", step)
 
     def newest_snapshot(self) -> Snapshot | None:
         """The newest whole checkpoint whose step is in the journal: where a run can go on without a gap."""
@@ -116,6 +127,7 @@ class Journal:
             folder = self.snapshots.create(step, self.config.learner.ranks, accuracy, write)
         if self._exporter:
             self._exporter.checkpoint(step)
+        self._log.event("checkpoint", step=step)
         self.say(f"checkpoint {folder}")
 
     def say(self, line: str) -> None:
@@ -149,6 +161,7 @@ class Journal:
             self._exporter.write(metrics)
         if experience:
             for sentence in self._signs.look(metrics):
+                self._log.event("warning", step=step, text=sentence)
                 self.say(f"step {step} warning: {sentence}")
                 self._board.add_text("warnings", sentence, step)
             self._histograms(metrics, experience, step)
@@ -159,6 +172,8 @@ class Journal:
                 self._board.add_image("samples", grid, step, dataformats="HWC")
                 self._trackers.images(GRID, grid, step)
         self._progress.show(metrics)
+        left = {"left_s": round(self._progress.seconds_left(step), 1)} if step else {}  # step 0 is an evaluation
+        self._log.lanes("step", step, **left)
 
     def _histograms(self, metrics: dict[str, Any], experience: Experience, step: int) -> None:
         self._board.add_histogram("advantage", experience.advantages[np.isfinite(experience.advantages)], step)
@@ -194,15 +209,27 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         self._progress.close()
         if self._exporter:
             self._exporter.close()
+        if hasattr(self, "_log"):
+            with suppress(RunError):  # a full disk, or another process, which has the folder now
+                self._writer.check()
+                self._log.lanes("ended", self._log.step, text=_ending(error))
+            self._log.close()
         if hasattr(self, "_board"):
             for sink in (self._board, self._trackers, self._metrics):
                 with suppress(OSError):  # a full disk has been told already
                     sink.close()
         self._writer.release()
+
+
+def _ending(error: BaseException | None) -> str:
+    """Why a run has ended; nothing if it is finished."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return "" if error is None else str(error) if isinstance(error, RunError | UserError) else reason(error)
 
 
 def image_grid(experience: Experience, groups: int = 4, tile: int = 120, text: int = 60) -> np.ndarray:

@@ -62,6 +62,7 @@ function layout(chart) {
     hovermode: "x unified",
     hoverdistance: -1, // the nearest step, however far
     hoverlabel: { bgcolor: colour("--card"), bordercolor: colour("--line"), font: { color: colour("--text") } },
+    uirevision: "kept", // what a person has zoomed to stays when there is more to see
     dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
     showlegend: chart.curves.length * DATA.runs.length > 1,
     legend: { orientation: "h", y: -0.16, x: 0 },
@@ -76,10 +77,6 @@ function draw(plot) {
   const fresh = !plot.classList.contains("js-plotly-plot");
   Plotly.react(plot, traces(chart), layout(chart), options);
   if (fresh) plot.on("plotly_click", (event) => showStep(event.points[0].x));
-}
-
-function redraw() {
-  for (const plot of drawn.keys()) if (plot.classList.contains("js-plotly-plot")) draw(plot);
 }
 
 function figures(chart) {
@@ -98,8 +95,7 @@ function figures(chart) {
 function chartBox(chart, control = null) {
   const ariaLabel = `Chart: ${chart.title}; its figures follow`;
   const plot = el("div", { className: "plot", role: "img", ariaLabel });
-  const details = el("details", {}, el("summary", { textContent: "Figures" }));
-  details.ontoggle = () => details.children.length > 1 || details.append(figures(chart));
+  const details = fold("Figures", () => figures(drawn.get(plot)));
   const narrow = matchMedia("(max-width: 40rem)").matches; // there a legend takes a line per curve
   plot.style.height = `${15.5 + (narrow ? 1.2 : 0.3) * Math.max(0, chart.curves.length * DATA.runs.length - 4)}rem`;
   drawn.set(plot, chart);
@@ -108,30 +104,57 @@ function chartBox(chart, control = null) {
   return el("figure", { className: "chart" }, el("div", { className: "bar" }, title, control, note), plot, details);
 }
 
+let metric = null; // of the chart that shows any
+
 function anyMetric() {
   const keys = [...new Set(DATA.runs.flatMap((run) => Object.keys(run.series)))].sort();
-  let box = null;
+  if (!keys.length) return null;
   const chosen = (key) => ({ title: "Any metric", note: "", curves: [[key, key]] });
-  const control = select(keys.map((key) => [key, key]), keys[0], (key) => {
-    const plot = box.querySelector(".plot");
+  metric = keys.includes(metric) ? metric : keys[0];
+  const control = select(keys.map((key) => [key, key]), metric, (key) => {
+    metric = key;
     drawn.set(plot, chosen(key));
     if (plot.classList.contains("js-plotly-plot")) draw(plot);
-    const details = box.querySelector("details");
-    details.querySelector("div")?.replaceWith(figures(chosen(key)));
-    details.ontoggle = () => details.children.length > 1 || details.append(figures(chosen(key)));
+    details.refold();
   });
   control.ariaLabel = "Metric";
-  box = chartBox(chosen(keys[0]), control);
+  const box = chartBox(chosen(metric), control);
+  const [plot, details] = [box.querySelector(".plot"), box.querySelector("details")];
   return box;
 }
 
-async function showCurves() {
-  byId("charts").append(...DATA.charts.map((chart) => chartBox(chart)), anyMetric());
-  await loadPlotly();
-  byId("smooth").onchange = redraw;
-  dark.addEventListener("change", redraw);
-  for (const plot of drawn.keys()) {
-    await new Promise((resume) => setTimeout(resume)); // one at a time: the page answers in between
-    draw(plot);
+let placed = ""; // which curves there are boxes for
+
+function placeCharts() {
+  const keys = [...new Set(DATA.runs.flatMap((run) => Object.keys(run.series)))];
+  const wanted = JSON.stringify([DATA.charts, keys]);
+  if (wanted === placed) return;
+  placed = wanted;
+  byId("curves").hidden = !keys.length;
+  for (const plot of drawn.keys()) if (plot.classList.contains("js-plotly-plot")) Plotly.purge(plot);
+  drawn.clear();
+  const boxes = [...DATA.charts.map((chart) => chartBox(chart)), anyMetric()];
+  byId("charts").replaceChildren(...boxes.filter((box) => box !== null));
+}
+
+async function drawAll() {
+  for (const plot of [...drawn.keys()]) {
+    if (!plot.classList.contains("js-plotly-plot")) await new Promise((resume) => setTimeout(resume)); // one at a time
+    if (plot.isConnected) draw(plot);
   }
+  for (const details of document.querySelectorAll("#charts details")) details.refold();
+}
+
+async function showCurves() {
+  placeCharts();
+  await loadPlotly();
+  byId("smooth").onchange = drawAll;
+  dark.addEventListener("change", drawAll);
+  await drawAll();
+}
+
+// What follow.js asks for when there is more to see.
+function moreCurves() {
+  placeCharts();
+  if (window.Plotly) drawAll();
 }

@@ -1,9 +1,7 @@
 """Which metrics stand together in one chart."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-
-from t2ir1_ray.report_page.runs import Run
 
 PHASES = ("rollout", "score", "learn", "publish")
 
@@ -19,11 +17,9 @@ class Chart:
     stacked: bool = False  # when one run is shown
 
 
-def charts(runs: Sequence[Run]) -> list[Chart]:
-    """The charts that have at least one value in one of the runs, in reading order."""
-    known = dict.fromkeys(
-        key for run in runs for key, values in run.series.items() if any(v is not None for v in values)
-    )
+def charts(metrics: Iterable[str]) -> list[Chart]:
+    """The charts that show at least one of the metrics, in reading order."""
+    known = dict.fromkeys(metrics)
     times = [f"time/{phase}_s" for phase in PHASES]
     times += [key for key in known if key.startswith("time/") and key not in {*times, "time/step_s"}]
     wanted = [
@@ -43,12 +39,18 @@ def charts(runs: Sequence[Run]) -> list[Chart]:
         Chart(
             "Held-out accuracy by task",
             "T = 1",
-            _named([key for key in known if key.startswith("heldout/task/")], "heldout/task/"),
+            _named(_all(known, "heldout/task/"), "heldout/task/"),
             percent=True,
         ),
         Chart("KL", "to the starting policy, per token", [("kl", "all"), *_segments("segment_kl")]),
         Chart("Entropy", "nats per token", _segments("entropy")),
         Chart("Time per phase", "seconds", [(k, k[5:].removesuffix("_s")) for k in times], stacked=True),
+        Chart(
+            "Idle",
+            "share of the time, mean over a role's actors",
+            _named(_all(known, "usage/idle/"), "usage/idle/"),
+            percent=True,
+        ),
         Chart("Throughput", "images per second of the rollout phase", [("rollout/images_per_s", "images/s")]),
         Chart("Staleness", "steps between sampling and learning", [("staleness", "staleness")]),
         Chart("Mismatch", "KL between sampler and learner", [(f"mismatch/{s}_kl", s) for s in ("semantic", "image")]),
@@ -65,6 +67,10 @@ def charts(runs: Sequence[Run]) -> list[Chart]:
 
 def _experts(keys: Iterable[str]) -> list[str]:
     return [key for key in keys if key.startswith("reward/") and key[7:] not in {"mean", "std", "zero_std_groups"}]
+
+
+def _all(keys: Iterable[str], prefix: str) -> list[str]:
+    return [key for key in keys if key.startswith(prefix)]
 
 
 def _segments(metric: str) -> list[tuple[str, str]]:

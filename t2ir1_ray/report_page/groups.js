@@ -1,12 +1,14 @@
 // The browser of groups. A card holds one group, or two of the same prompt: before and after, or run and run.
 
 const PER_PAGE = 8;
-const range = DATA.groups.reduce(([a, b], g) => [Math.min(a, g.step), Math.max(b, g.step)], [Infinity, 0]);
+const NEWEST_FIRST = Boolean(DATA.follow); // who follows a run wants to see what has come
 const START = {
-  view: "groups", run: "all", from: range[0], to: range[1], task: "", state: "", text: "", sort: "step", order: "drawn",
+  view: "groups", run: "all", from: null, to: null, task: "", state: "", text: "", order: "drawn",
+  sort: NEWEST_FIRST ? "last" : "step",
 };
 let state = { ...START };
 let page = 0;
+let shownCards = "";
 const blocks = new Map(); // the images of a step are parsed when they are first shown
 
 function samplesOf(group) {
@@ -17,7 +19,7 @@ function samplesOf(group) {
 
 function passes(group) {
   return (
-    group.step >= state.from && group.step <= state.to &&
+    group.step >= (state.from ?? 0) && group.step <= (state.to ?? Infinity) &&
     (state.view !== "groups" || state.run === "all" || group.run === Number(state.run)) &&
     (!state.task || group.task === state.task) &&
     (!state.state || group.state === state.state) &&
@@ -131,7 +133,7 @@ function cardBox(card) {
 }
 
 function nothing() {
-  if (!DATA.groups.length) return "No samples: this run dumped none.";
+  if (!DATA.groups.length) return DATA.follow ? "No samples yet." : "No samples: this run dumped none.";
   const single = "No prompt is shown at two steps: a run repeats its prompts once it has seen all of them.";
   const pairs = { steps: single, runs: "No prompt is shown in both runs." };
   return `${pairs[state.view] || "No group passes these filters."} Filters can be reset above.`;
@@ -142,7 +144,9 @@ function showGroups() {
   const pages = Math.max(1, Math.ceil(list.length / PER_PAGE));
   page = Math.min(page, pages - 1);
   const here = list.slice(page * PER_PAGE, (page + 1) * PER_PAGE);
-  byId("cards").replaceChildren(...here.map(cardBox));
+  const keys = JSON.stringify([state, here.map((card) => card.map(({ chosen: g }) => [g.run, g.step, g.at]))]);
+  if (keys !== shownCards) byId("cards").replaceChildren(...here.map(cardBox)); // else a person may be reading them
+  shownCards = keys;
   const first = page * PER_PAGE + 1;
   const what = state.view === "groups" ? "groups" : "prompts";
   const shown = `${first}–${first + here.length - 1} of ${list.length} ${what}`;

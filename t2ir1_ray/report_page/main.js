@@ -1,24 +1,29 @@
 // The filters, the overview, and the order of things: samples first, curves as soon as plotly is unpacked.
 
+let shownTasks = [];
+
 function set(change) {
   state = { ...state, ...change };
   page = 0;
   showGroups();
 }
 
+const taskTypes = () => [...new Set(DATA.groups.map((g) => g.task))].sort();
+
 function filterControls() {
-  const tasks = [...new Set(DATA.groups.map((g) => g.task))].sort();
+  const tasks = taskTypes();
+  shownTasks = tasks;
   const again = (change) => { set(change); filterControls(); };
   const bound = (key) => {
-    const node = el("input", { type: "number", min: range[0], max: range[1], value: state[key] });
-    node.oninput = () => set({ [key]: node.value === "" ? START[key] : Number(node.value) });
+    const node = el("input", { type: "number", min: 0, value: state[key] ?? "", placeholder: "any" });
+    node.oninput = () => set({ [key]: node.value === "" ? null : Number(node.value) });
     return node;
   };
   const views = [["groups", "single groups"], ["steps", "before and after"]];
   if (two) views.push(["runs", "both runs"]);
   const sorts = Object.entries(SORTS).filter(([key]) => state.view !== "groups" || !["gain", "loss"].includes(key));
   const view = select(views, state.view, (value) => {
-    again({ view: value, sort: value === "groups" ? "step" : "gain" });
+    again({ view: value, sort: value === "groups" ? START.sort : "gain" });
     byId("filters").querySelector("select").focus();
   });
   const runs = [["all", "both"], ...DATA.runs.map((run, r) => [r, run.name])];
@@ -55,32 +60,54 @@ function showStep(step) {
 
 function overview() {
   const average = (values) => (values.length ? values.reduce((a, b) => a + b, 0) / values.length : null);
-  const percent = (v) => (v === null ? "–" : `${(100 * v).toFixed(1)}\u00a0%`);
   const change = (run, key, width, show) => {
     const values = (run.series[key] || []).filter((v) => v !== null);
     return `${show(average(values.slice(0, width)))} → ${show(average(values.slice(-width)))}`;
   };
-  const rows = DATA.runs.map((run) => [
+  const rows = DATA.runs.filter((run) => run.steps.length).map((run) => [
     run.name, run.steps.at(-1), change(run, "reward/mean", 10, number),
     change(run, "heldout/accuracy", 1, percent), change(run, "heldout/accuracy_greedy", 1, percent),
   ]);
   const head = ["run", "steps", "reward, first 10 → last 10 steps", "held-out, T = 1", "held-out, greedy"];
-  byId("overview").append(table(head, rows));
-  const keys = [...new Set(DATA.runs.flatMap((run) => Object.keys(run.config)))];
-  if (!keys.length) return;
-  const value = (key) => DATA.runs.map((run) => run.config[key] ?? "(unset)");
-  const differ = keys.filter((key) => two && value(key)[0] !== value(key)[1]);
-  const columns = ["setting", ...DATA.runs.map((run) => run.name)];
-  const fold = (title, list) =>
-    el("details", {}, el("summary", { textContent: title }), table(columns, list.map((key) => [key, ...value(key)])));
-  if (two) byId("overview").append(fold(`${differ.length} settings differ`, differ));
-  byId("overview").append(fold("Configuration", keys));
+  byId("summary").replaceChildren(...(rows.length ? [table(head, rows)] : []));
 }
 
+let shownSettings = "";
+
+function settings() {
+  const keys = [...new Set(DATA.runs.flatMap((run) => Object.keys(run.config)))];
+  const value = (key) => DATA.runs.map((run) => run.config[key] ?? "(unset)");
+  const rows = keys.map((key) => [key, ...value(key)]);
+  if (JSON.stringify(rows) === shownSettings) return;
+  shownSettings = JSON.stringify(rows);
+  const differ = rows.filter(([, ...values]) => two && values[0] !== values[1]);
+  const columns = ["setting", ...DATA.runs.map((run) => run.name)];
+  const folded = (title, some) => el("details", {}, el("summary", { textContent: title }), table(columns, some));
+  const folds = [two ? folded(`${differ.length} settings differ`, differ) : null, folded("Configuration", rows)];
+  byId("settings").replaceChildren(...(rows.length ? folds.filter((node) => node !== null) : []));
+}
+
+// What shows the data, after it has changed.
+function showAll() {
+  const [run] = DATA.runs;
+  document.title = `${run.steps.at(-1) ?? 0} of ${run.config["train.steps"] ?? "?"}: ${run.name}`;
+  showHealth();
+  overview();
+  settings();
+  showLanes();
+  if (taskTypes().join() !== shownTasks.join()) filterControls();
+  showGroups();
+  moreCurves();
+}
+
+showHealth();
 overview();
+settings();
+showLanes();
 filterControls();
 showGroups();
 showCurves().catch(() => {
   const text = "This browser cannot unpack the charts; their figures are below each title.";
   byId("charts").before(el("p", { className: "note", textContent: text }));
 });
+if (DATA.follow) follow();

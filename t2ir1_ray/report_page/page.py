@@ -5,7 +5,8 @@ import gzip
 import hashlib
 import html
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
@@ -18,10 +19,11 @@ from plotly.offline import get_plotlyjs
 from t2ir1_ray.errors import UserError
 from t2ir1_ray.report_page.curves import charts
 from t2ir1_ray.report_page.dumps import read_dump
+from t2ir1_ray.report_page.health import health
 from t2ir1_ray.report_page.runs import Run
 
-SCRIPTS = ("dom.js", "curves.js", "groups.js", "main.js")
-POLICY = "default-src 'none'; img-src data:; connect-src data:; style-src 'unsafe-inline'; base-uri 'none'"
+SCRIPTS = ("dom.js", "health.js", "lanes.js", "curves.js", "groups.js", "follow.js", "main.js")
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; connect-src data:"
 INDEX = ("prompt", "task", "version", "mean", "low", "high", "state")  # of a group: what filters and sorting need
 
 
@@ -39,13 +41,10 @@ def build_page(runs: Sequence[Run], max_mb: float) -> Page:
     if even the curves do not fit.
     """
     names = _distinct_names(runs)
-    plotly, packed = _plotly()
-    curves = [
-        {"name": name, "steps": run.steps, "series": run.series, "config": run.config}
-        for name, run in zip(names, runs, strict=True)
-    ]
-    shown = [asdict(chart) for chart in charts(runs)]
-    fixed = len(packed) + len(_json([curves, shown])) + sum(len(_resource(name)) for name in (*SCRIPTS, "page.css"))
+    packed = _plotly()[1]
+    shown = [run_data(name, run) for name, run in zip(names, runs, strict=True)]
+    drawn = chart_data(key for run in runs for key in run.series)
+    fixed = len(packed) + len(to_json([shown, drawn])) + sum(len(_resource(name)) for name in (*SCRIPTS, "page.css"))
     fixed += 10_000  # page.html, notes, names
     budget = min(max_mb, 1e6) * 1e6 - fixed
     if not budget >= 0:  # also NaN
@@ -57,26 +56,59 @@ def build_page(runs: Sequence[Run], max_mb: float) -> Page:
         for (r, step), groups in sorted(dumps.items())
         for at, group in enumerate(groups)
     ]
-    data = {"runs": curves, "charts": shown, "groups": index}
+    data = {"runs": shown, "charts": drawn, "groups": index, "clock": time.time(), "follow": None}
     blocks = [
         f'<script type="application/json" id="dump-{r}-{step}">{_block(groups)}</script>'
         for (r, step), groups in sorted(dumps.items())
     ]
-    script = "\n".join(_resource(name) for name in SCRIPTS)
-    size = fixed + len(_json(index)) + sum(map(len, blocks))
+    size = fixed + len(to_json(index)) + sum(map(len, blocks))
     contents = [f"{size / 1e6:.1f} MB", f"{max(len(run.steps) for run in runs)} reported steps", f"{len(index)} groups"]
-    text = Template(_resource("page.html")).substitute(
-        policy=f"{POLICY}; script-src {_sha(script)} {_sha(plotly)}",
-        title=html.escape(" and ".join(names)),
-        summary=html.escape(", ".join(contents)),
+    text = _filled(" and ".join(names), ", ".join(contents), POLICY, notes, data, blocks)
+    return Page(text, ", ".join(contents), notes)
+
+
+def followed_page(name: str, where: str) -> str:
+    """The page of a run that is followed: the same, empty, and told where to ask for what there is and what comes."""
+    data = {"runs": [], "charts": [], "groups": [], "clock": time.time(), "follow": where}
+    return _filled(name, "followed as it is written", f"{POLICY} 'self'", [], data, [])
+
+
+def run_data(name: str, run: Run) -> dict[str, Any]:
+    """What the scripts know of a run beside its samples."""
+    steps = run.config.get("train.steps", "")
+    total = int(steps) if steps.isdecimal() and len(steps) < 10 else None
+    return {
+        "name": name,
+        "steps": run.steps,
+        "series": run.series,
+        "config": run.config,
+        "tiles": run.history.tiles,
+        "now": None,
+        "health": health(run.history, run.name, run.steps[-1] if run.steps else None, total, run.beats),
+    }
+
+
+def chart_data(metrics: Iterable[str]) -> list[dict[str, Any]]:
+    return [asdict(chart) for chart in charts(metrics)]
+
+
+def _filled(
+    title: str, summary: str, policy: str, notes: Sequence[str], data: dict[str, Any], blocks: Sequence[str]
+) -> str:
+    script = "\n".join(_resource(name) for name in SCRIPTS)
+    plotly, packed = _plotly()
+    return Template(_resource("page.html")).substitute(
+        policy=f"{policy}; script-src {_sha(script)} {_sha(plotly)}",
+        title=html.escape(title),
+        summary=html.escape(summary),
         notes="".join(f"<p class=note>{html.escape(note)}</p>" for note in notes),
         style=_resource("page.css"),
-        data=_json(data),
+        data=to_json(data),
         plotly=packed,
         blocks="\n".join(blocks),
         script=script,
+        footer="Self-contained: nothing is fetched." if data["follow"] is None else "Nothing leaves this machine.",
     )
-    return Page(text, ", ".join(contents), notes)
 
 
 def spread_evenly(steps: Sequence[int], count: int) -> list[int]:
@@ -98,7 +130,7 @@ def _fitting_dumps(
     def size(step: int) -> int:
         if step not in read:
             read[step] = {(r, step): read_dump(run.dumps[step]) for r, run in enumerate(runs) if step in run.dumps}
-            sizes[step] = sum(len(_json(groups)) + 40 * len(groups) + 80 for groups in read[step].values())
+            sizes[step] = sum(len(to_json(groups)) + 40 * len(groups) + 80 for groups in read[step].values())
         return sizes[step]
 
     probe = spread_evenly(steps, 3)
@@ -131,10 +163,10 @@ def _plotly() -> tuple[str, str]:
 
 
 def _block(groups: list[dict[str, Any]]) -> str:
-    return _json([{key: value for key, value in group.items() if key not in INDEX} for group in groups])
+    return to_json([{key: value for key, value in group.items() if key not in INDEX} for group in groups])
 
 
-def _json(value: Any) -> str:
+def to_json(value: Any) -> str:
     """JSON that may stand in a <script> element: no `<` ends the element or opens a comment."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 

@@ -137,6 +137,14 @@ class OneWriter:
         self.release()
 
 
+def heartbeat(folder: Path) -> float | None:
+    """When the writer of a folder has last shown that it lives, in seconds since 1970 of the file system's clock.
+
+    None: nobody writes there. A writer that was killed leaves its last heartbeat, which is SILENCE_S old before long.
+    """
+    return _changed(folder / FILE)
+
+
 def _lock(file: int) -> bool | None:
     """True: we have it. False: this file system has no locks. None: another process has it."""
     try:

@@ -41,7 +41,7 @@ def test_metrics_are_read_whole(run: Path) -> None:
 
 
 def test_every_curve_that_a_reader_asks_for(run: Path) -> None:
-    shown = {chart.title: dict(chart.curves) for chart in charts([read_run(run)])}
+    shown = {chart.title: dict(chart.curves) for chart in charts(read_run(run).series)}
     assert shown["Reward"] == {"reward/mean": "mean", "reward/hps": "hps", "reward/<b>orm</b>": "<b>orm</b>"}
     assert shown["Held-out accuracy"] == {"heldout/accuracy": "T = 1", "heldout/accuracy_greedy": "greedy"}
     assert list(shown["Time per phase"].values()) == ["rollout", "score", "learn", "publish"]
