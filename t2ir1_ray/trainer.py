@@ -80,11 +80,10 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
                 metrics = {"step": step, "policy_version": step, **update, **experience.metrics}
                 metrics |= {"staleness": staleness, "groups/replaced": collected.replaced, **timeline.seconds(step)}
                 metrics |= {"samples/stale": collector.stale, "prompts/skipped": skipped}
-                took = metrics["time/rollout_s"]
-                metrics["rollout/images_per_s"] = len(experience.rollouts) / took if took else None
                 metrics["actors/restarts"] = cluster.restarts()
                 metrics["time/step_s"] = time.perf_counter() - begin
                 metrics |= throughput(len(experience.rollouts), metrics["tokens"], metrics, gpus)
+                metrics["rollout/images_per_s"] = metrics["throughput/rollout_images"]
                 metrics |= {"publish/bytes": published.size, **activity.usage()}
                 if heldout and (step % config.eval.every == 0 or step == steps):
                     metrics |= collector.do_between(heldout.evaluate)

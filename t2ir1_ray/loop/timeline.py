@@ -15,14 +15,16 @@ PHASES = ("rollout", "score", "learn", "step")
 """Phases that go through all images of a step, and the step as a whole."""
 
 
-def throughput(images: int, tokens: float, seconds: Mapping[str, float], gpus: float) -> dict[str, float]:
+def throughput(images: int, tokens: float, seconds: Mapping[str, float | None], gpus: float) -> dict[str, float | None]:
     """Of one step, per second: `throughput/<phase>_images`, images while that phase lasts; `throughput/gpu_images`,
     images of the whole step per GPU of the run (one without GPUs counts as one); `throughput/learn_tokens`.
 
-    seconds: `time/<phase>_s`; NaN for a phase that came with a checkpoint. gpus: of all actors.
+    seconds: `time/<phase>_s`; None for a phase that came with a checkpoint, as is then its throughput. gpus: of all
+    actors.
     """
-    found = {f"throughput/{phase}_images": images / seconds[f"time/{phase}_s"] for phase in PHASES}
-    found["throughput/gpu_images"] = found["throughput/step_images"] / max(gpus, 1.0)
+    took = {phase: seconds[f"time/{phase}_s"] for phase in PHASES}
+    found = {f"throughput/{phase}_images": images / took[phase] if took[phase] else None for phase in PHASES}
+    found["throughput/gpu_images"] = images / took["step"] / max(gpus, 1.0)
     found["throughput/learn_tokens"] = tokens / seconds["time/learn_s"]
     return found
 
