@@ -9,7 +9,6 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.experimental import get_object_locations
 
 from actors import placement
 from actors.activity import Activity
@@ -60,13 +59,11 @@ class PendingGroup:
 
 @dataclass(frozen=True)
 class Published:
-    """A policy version on its way to the rollout actors. weights: one reference, or none if they go over NCCL; size: of
-    the object, in bytes."""
+    """A policy version on its way to the rollout actors. weights: one reference, or none if they go over NCCL."""
 
     version: int
     digest: str | None
     weights: list[ray.ObjectRef]
-    size: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,8 @@ class LearnerCheckpoint:
 
 @dataclass
 class Cluster:
-    """Handles of a run's actors. `held` is the policy version that every rollout actor holds."""
+    """Handles of a run's actors. `held` is the policy version that every rollout actor holds, `version_bytes` what one
+    takes on its way there."""
 
     config: Config
     placement: Placement
@@ -88,6 +86,7 @@ class Cluster:
     experts: dict[str, Pool]
     reference: Pool | None
     held: Published | None = None
+    version_bytes: int = 0
     stopped: bool = False
     say: Callable[[str], None] = print
     activity: Activity = field(default_factory=Activity)
@@ -191,6 +190,7 @@ class Cluster:
         self._on_learners("join_ranks", host, port, patience, timeout=timeout)
         if checkpoint:
             self._on_learners("restore_state", str(checkpoint.folder), checkpoint.ranks, timeout=timeout)
+        self.version_bytes = wait_for(self.learners[0].version_bytes.remote(), "learner 0", "start", timeout)
         if self.config.rollout.weight_transfer == "nccl":
             host, port = wait_for(self.learners[0].address.remote(True), "learner 0", "start", timeout)
             self._on_learners("join_transfer", host, port, self.rollouts.actors, timeout, timeout=timeout)
@@ -203,8 +203,7 @@ class Cluster:
             *(learner.publish.options(num_returns=2).remote(version) for learner in self.learners), strict=True
         )
         digest, *_ = self._answers(digests, f"publish version {version}")
-        size = get_object_locations([weights[0]])[weights[0]]["object_size"]
-        return Published(version, digest, [weights[0]], size or 0)
+        return Published(version, digest, [weights[0]])
 
     def push_version(self, published: Published) -> None:
         """Hand a version to every rollout actor, each confirming version and digest."""

@@ -1,5 +1,6 @@
 """LearnerActor: one DeepSpeed rank in a Ray actor, and the packing of new policy versions."""
 
+import math
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,10 @@ class LearnerActor:
     def step(self, batch: pa.RecordBatch, on_policy: bool) -> dict[str, Any]:
         """One update on this rank's share of the batch; metrics are reduced over ranks."""
         return self.rank.step(batch, on_policy)
+
+    def version_bytes(self) -> int:
+        """Of the parameters that training changes."""
+        return sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in self.rank.trainable_metadata())
 
     def publish(self, version: int) -> "tuple[Weights | None, str | None]":
         """The current parameters as `version`, and their digest; None on ranks other than 0.

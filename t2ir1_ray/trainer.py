@@ -72,8 +72,7 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
                 with timeline("learn", step):
                     update = cluster.learn(experience.batch, on_policy=staleness == 0)
                 with timeline("publish", step):
-                    published = cluster.publish(version=step)
-                    pushed = collector.request_version(published)
+                    pushed = collector.request_version(cluster.publish(version=step))
                     if not ahead:
                         pushed.result()
 
@@ -84,7 +83,7 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
                 metrics["time/step_s"] = time.perf_counter() - begin
                 metrics |= throughput(len(experience.rollouts), metrics["tokens"], metrics, gpus)
                 metrics["rollout/images_per_s"] = metrics["throughput/rollout_images"]
-                metrics |= {"publish/bytes": published.size, **activity.usage()}
+                metrics |= {"publish/bytes": cluster.version_bytes, **activity.usage()}
                 if heldout and (step % config.eval.every == 0 or step == steps):
                     metrics |= collector.do_between(heldout.evaluate)
                 accuracy = metrics.get("heldout/accuracy")
