@@ -25,7 +25,6 @@ from t2ir1_ray.config import SHIPPED, Config
 from t2ir1_ray.entry import Parser, run_entry
 from t2ir1_ray.errors import UserError
 from t2ir1_ray.fitting.capacity import SLACK
-from t2ir1_ray.fitting.inventory import is_hub_id
 from t2ir1_ray.storage import write_whole
 
 PLACE_TIMEOUT_S = 1800
@@ -86,7 +85,7 @@ def render(request: Request, target_name: str) -> tuple[dict[str, str], list[str
     target = TARGETS[target_name]
     site = dict(target.site) | dict(request.site or {})
     of = sizing.needs(request.config)
-    machine, groups = _groups(of, target_name, target, request.gpu)
+    machine, groups = _groups(of, target_name, target, request.gpu, site)
     _check_site(site, machine, groups)
     run = request.run or Path(request.config_name).stem
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", run):
@@ -103,6 +102,7 @@ def render(request: Request, target_name: str) -> tuple[dict[str, str], list[str
         "run": run,
         "label": re.sub("[^a-z0-9]+", "-", f"t2ir1-{run}".lower()).strip("-")[:47].rstrip("-"),
         "arguments": _arguments(request, target),
+        "folder_set": request.config.cluster.folder is not None,
         "config_text": request.config_file.read_text() if request.config_file else None,
         "config_path": target.config,
         "ray_version": importlib.metadata.version("ray"),
@@ -113,10 +113,12 @@ def render(request: Request, target_name: str) -> tuple[dict[str, str], list[str
     return files, list(_notes(request, of, files))
 
 
-def _groups(of: sizing.Needs, name: str, target: Target, gpu: str | None) -> tuple[Machine, list[sizing.Group]]:
+def _groups(
+    of: sizing.Needs, name: str, target: Target, gpu: str | None, site: Mapping[str, str]
+) -> tuple[Machine, list[sizing.Group]]:
     """(the machine type that the nodes have, groups of equal nodes)."""
     machine, workers = sizing.machines(of, target.catalogue, name, gpu)
-    if name == "kuberay":
+    if name == "kuberay" and site["pods"] == "role":
         return machine, sizing.pods(of)
     if name == "compose":
         return machine, sizing.containers(of)
@@ -134,6 +136,7 @@ def _arguments(request: Request, target: Target) -> list[str]:
     waits = any(override.startswith("cluster.place_timeout_s=") for override in request.overrides)
     words = ["--config", config, *request.overrides]
     words += [] if waits else [f"cluster.place_timeout_s={PLACE_TIMEOUT_S}"]
+    words += [] if request.config.cluster.folder or not target.folder else [f"cluster.folder={target.folder}"]
     if bad := next((word for word in words if not word.isprintable()), None):
         raise UserError(f"{bad[:60]!r}: holds line breaks: put it into the configuration's file")
     return words
@@ -176,6 +179,8 @@ def _check_site(site: Mapping[str, str], machine: Machine, groups: Sequence[sizi
     ips = site.get("worker_ips")
     if ips is not None and len(ips.split(",")) < groups[0].count:
         raise UserError(f"--set worker_ips={ips}: the configuration needs {groups[0].count} workers of {machine.name}")
+    if site.get("pods") not in (None, "role", "node"):
+        raise UserError(f"--set pods={site['pods']}: role (one pod per role's size) or node (as few as possible)")
     selector = site.get("selector")
     if selector not in (None, "memory", "gke", "eks"):
         raise UserError(f"--set selector={selector}: memory (NVIDIA's node labels), gke or eks")
@@ -193,8 +198,8 @@ def _notes(request: Request, of: sizing.Needs, files: Mapping[str, str]) -> Iter
     }
     paths |= {f"experts.{name}.path": expert.path for name, expert in config.experts.items()}
     for key, path in paths.items():
-        if path and not (path.startswith(("/shared/", str(SHIPPED))) or is_hub_id(path)):
-            yield f"{key}={path}: put it where all nodes see it and give that path, such as /shared/models/..."
+        if path and path.startswith(("/", "~")) and not path.startswith(("/shared/", str(SHIPPED))):
+            yield f"{key}={path}: do all nodes see it? Relative paths begin in /shared/models (Slurm: in the checkout)"
     for name, text in files.items():
         if left := sorted(set(re.findall(rf"[\w./:-]*{REPLACE}[\w./:-]*", text))):
             yield f"{name}: still to be replaced: {', '.join(left)}: give them with --set"

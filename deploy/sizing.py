@@ -150,7 +150,7 @@ def machines(of: Needs, catalogue: Sequence[Machine], where: str, gpu: str | Non
             f"memory: a GPU with {of.fullest} needs {of.gpu_gb:.0f} GB, of {where}'s GPUs {largest.gpu.name} has "
             f"{largest.gpu.gb:.0f}: raise learner.ranks with zero_stage=3, lower num_gpus' sharing, or set --gpu"
         )
-    found = [(machine, count) for machine in large if (count := _fill(of, machine))]
+    found = [(machine, nodes) for machine in large if (nodes := _fill(of, machine))]
     if not found:
         unit = max(of.units, key=lambda u: (u.gpus, u.host_gb))
         raise UserError(
@@ -158,15 +158,15 @@ def machines(of: Needs, catalogue: Sequence[Machine], where: str, gpu: str | Non
             f"node: no machine of {where} has them: lower num_gpus, num_cpus or learner.ranks"
         )
     first = found[0][0].gpu
-    machine, count = min(
-        ((m, n) for m, n in found if m.gpu is first), key=lambda pair: (pair[1] * (pair[0].gpus or 1), pair[1])
+    machine, nodes = min(
+        ((m, n) for m, n in found if m.gpu is first),
+        key=lambda pair: (len(pair[1]) * (pair[0].gpus or 1), len(pair[1])),
     )
-    actors = _said([actor for unit in of.units for actor in unit.actors])
-    total = Unit((), sum(u.cpus for u in of.units), machine.gpus, sum(u.host_gb for u in of.units))
-    cpus = machine.cpus if math.isfinite(machine.cpus) else math.ceil(total.cpus / count) + RAY_CPUS
-    return machine, _group(
-        "workers", count, actors, int(cpus), machine.gpus, total.host_gb / count + RAY_GB, of.store_gb
-    )
+    actors = _said(actor for unit in of.units for actor in unit.actors)
+    asked = RAY_CPUS + math.ceil(max(sum(unit.cpus for unit in node) for node in nodes))
+    cpus = int(machine.cpus) if math.isfinite(machine.cpus) else asked
+    host = RAY_GB + max(sum(unit.host_gb for unit in node) for node in nodes)
+    return machine, _group("workers", len(nodes), actors, cpus, machine.gpus, host, of.store_gb)
 
 
 def _units(config: Config, rows: dict[str, RoleMemory], shapes: Shapes) -> Iterable[Unit]:
@@ -211,21 +211,25 @@ def _host_gb(row: RoleMemory, config: Config, shapes: Shapes) -> float:
     return PROCESS_ON_GPU_GB + sum(part.gb for part in row.parts if part.name == "weights")
 
 
-def _fill(of: Needs, machine: Machine) -> int:
-    """How many machines hold all units, first fit, largest first; 0: one of them fits on none."""
+def _fill(of: Needs, machine: Machine) -> list[list[Unit]]:
+    """What comes onto each of the machines that hold all units, first fit, largest first; none if one fits on none."""
     rest = of.store_gb + SHM_EXTRA_GB + RAY_GB
-    empty = [machine.cpus - RAY_CPUS, machine.gpus, machine.memory_gb - rest]
-    nodes: list[list[float]] = []
+    room = machine.cpus - RAY_CPUS, machine.gpus, machine.memory_gb - rest
+    nodes: list[list[Unit]] = []
+
+    def fits(units: list[Unit]) -> bool:
+        taken = zip(*((unit.cpus, unit.gpus, unit.host_gb) for unit in units), strict=True)
+        return all(sum(each) <= there for each, there in zip(taken, room, strict=True))
+
     for unit in sorted(of.units, key=lambda u: (-u.gpus, -u.host_gb, -u.cpus)):
-        need = unit.cpus, unit.gpus, unit.host_gb
-        node = next((n for n in nodes if all(a <= b for a, b in zip(need, n, strict=True))), None)
-        if node is None:
-            if any(a > b for a, b in zip(need, empty, strict=True)):
-                return 0
-            node = list(empty)
-            nodes.append(node)
-        node[:] = [b - a for a, b in zip(need, node, strict=True)]
-    return len(nodes)
+        node = next((node for node in nodes if fits([*node, unit])), None)
+        if node is not None:
+            node.append(unit)
+        elif fits([unit]):
+            nodes.append([unit])
+        else:
+            return []
+    return nodes
 
 
 def _group(name: str, count: int, actors: str, cpus: int, gpus: int, host_gb: float, store_gb: int) -> Group:

@@ -18,6 +18,7 @@ class Target:
     catalogue: Sequence[Machine]
     site: Mapping[str, str]
     config: str = "/etc/t2ir1/config.yaml"  # where nodes find the configuration that is written beside the files
+    folder: str | None = "/shared/models"  # where relative paths begin; None: the batch file knows
 
 
 IMAGE = {"image": f"{REPLACE}/t2ir1_ray:latest"}
@@ -69,13 +70,14 @@ TARGETS = {
             "raycluster.yaml": "kuberay/raycluster.yaml",
         },
         _ANYWHERE,
-        IMAGE | {"storage_class": f"{REPLACE}-rwx", "selector": "memory", "queue": f"{REPLACE}-queue"},
+        IMAGE | {"storage_class": f"{REPLACE}-rwx", "selector": "memory", "pods": "role", "queue": f"{REPLACE}-queue"},
     ),
     "slurm": Target(
         {"train.sbatch": "slurm.sbatch"},
         _ANYWHERE,
         {"time": "24:00:00", "partition": "", "python": ".venv/bin", "ray_start": ""},
         config="config.yaml",
+        folder=None,
     ),
     "skypilot": Target(
         {"task.yaml": "skypilot.yaml"},

@@ -15,18 +15,13 @@ from t2ir1_ray.storage import write_whole
 
 FOLDER = Path(__file__).parent / "examples"
 RECIPES = ("janus_pro_1b", "janus_pro_7b")
-SHARED = (
-    "data.prompts=/shared/models/geneval_and_t2i_data_final.json",
-    "experts.hps.path=/shared/models/HPS_v2.1_compressed.pt",
-)
-"""What the recipes name by file; the rest are hub ids, which come into /shared/models/hub."""
 
 
 def examples() -> dict[str, str]:
     """Text of every file by its path below `deploy/examples/`."""
     files = {}
     for recipe in RECIPES:
-        request = Request(configuration.load(recipe, SHARED), recipe, None, SHARED)
+        request = Request(configuration.load(recipe), recipe, None)
         for target in TARGETS:
             for name, text in render(request, target)[0].items():
                 files[f"{recipe}/{target}/{name}"] = text

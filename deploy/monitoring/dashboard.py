@@ -72,6 +72,7 @@ ROWS: dict[str, list[tuple[str, str, list[Query]]]] = {
     ],
     "Who waits for whom?": [
         ("Busy share by actor", "percentunit", [last("busy_share", "actor")]),
+        ("Idle share by role", "percentunit", [last("idle_share", "role")]),
         ("Calls that wait, by role", "short", [last("queue_length", "role")]),
         ("Actors down", "short", [last("actors_down"), added("actor_restarts")]),
         (

@@ -7,7 +7,7 @@ import pytest
 
 from deploy import sizing
 from deploy.render import Request, render
-from deploy.write_examples import RECIPES, SHARED
+from deploy.write_examples import RECIPES
 from t2ir1_ray import config as configuration
 from t2ir1_ray.config import Config
 from t2ir1_ray.doctor import policy_shapes
@@ -34,8 +34,7 @@ def rendered(shapes_once: None) -> dict[tuple[str, str], dict[str, str]]:
 
     made = {}
     for name in (*RECIPES, "shapes"):
-        shared = SHARED if name in RECIPES else ()
-        request = Request(configuration.load(name, shared), name, None, shared)
+        request = Request(configuration.load(name), name, None)
         for target in TARGETS:
             made[name, target] = render(request, target)[0]
     return made

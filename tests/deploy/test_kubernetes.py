@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from actors.placement import plan, roles
+from deploy.render import Request, render
 from deploy.targets import TARGETS
 from deploy.write_examples import RECIPES
 from t2ir1_ray import config as configuration
@@ -48,6 +49,17 @@ def test_a_learner_stays_on_one_node_and_roles_have_sizes_of_their_own(rendered:
     assert groups["rollout"]["replicas"] == config.rollout.actors
     assert limits["rollout"]["nvidia.com/gpu"] == "1"
     assert len({of["memory"] for of in limits.values()}) == len(groups)
+
+
+def test_pods_can_be_as_few_as_possible() -> None:
+    config = configuration.load("janus_pro_7b")
+    text = render(Request(config, "janus_pro_7b", None, site={"pods": "node"}), "kuberay")[0]["rayjob.yaml"]
+    [job] = checks.load(text)
+    assert not checks.kubernetes(job)
+    assert not list(checks.operator_rules(job))
+    [group] = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert (group["groupName"], group["replicas"]) == ("workers", 1)
+    assert checks.kubernetes_total(job["spec"]["rayClusterSpec"], "nvidia.com/gpu") == 8
 
 
 def test_kueue_has_a_variant(rendered: Rendered) -> None:

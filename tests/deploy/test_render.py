@@ -39,21 +39,21 @@ def mine(tmp_path: Path) -> Path:
     return path
 
 
-def rendered(arguments: Sequence[str], out: Path) -> dict[str, str]:
+def written(arguments: Sequence[str], out: Path) -> dict[str, str]:
     render.main([*arguments, "--out", str(out)])
     return {path.name: path.read_text() for path in out.iterdir()}
 
 
 def test_a_file_of_ones_own_comes_with_the_cluster(mine: Path, tmp_path: Path) -> None:
     arguments = ["--config", str(mine), "learner.ranks=4", "rollout.num_gpus=1", "train.steps=7"]
-    files = rendered([*arguments, "--target", "aws"], tmp_path / "aws")
+    files = written([*arguments, "--target", "aws"], tmp_path / "aws")
     assert files["config.yaml"] == mine.read_text()
     [config] = checks.load(files["cluster.yaml"])
     assert config["file_mounts"]["/etc/t2ir1/config.yaml"] == "config.yaml"
     words = "/shared/runs/my_7b --config /etc/t2ir1/config.yaml learner.ranks=4 rollout.num_gpus=1 train.steps=7"
-    assert f"t2ir1-run {words} cluster.place_timeout_s=1800" in files["cluster.yaml"]
+    assert f"t2ir1-run {words} cluster.place_timeout_s=1800 cluster.folder=/shared/models" in files["cluster.yaml"]
 
-    files = rendered([*arguments, "--target", "kuberay"], tmp_path / "kuberay")
+    files = written([*arguments, "--target", "kuberay"], tmp_path / "kuberay")
     config_map = checks.load(files["storage.yaml"])[-1]
     assert not checks.kubernetes(config_map)
     assert config_map["data"]["config.yaml"].strip() == mine.read_text().strip()
@@ -67,8 +67,8 @@ def test_a_file_of_ones_own_comes_with_the_cluster(mine: Path, tmp_path: Path) -
 
 def test_spot_workers_go_on_by_themselves(tmp_path: Path) -> None:
     arguments = ["--config", "janus_pro_7b", "--spot"]
-    aws = rendered([*arguments, "--target", "aws"], tmp_path / "aws")["cluster.yaml"]
-    gcp = rendered([*arguments, "--target", "gcp"], tmp_path / "gcp")["cluster.yaml"]
+    aws = written([*arguments, "--target", "aws"], tmp_path / "aws")["cluster.yaml"]
+    gcp = written([*arguments, "--target", "gcp"], tmp_path / "gcp")["cluster.yaml"]
     for text, check in ((aws, checks.ec2_shapes), (gcp, checks.gcp_shapes)):
         [config] = checks.load(text)
         assert not check(config)
@@ -76,20 +76,20 @@ def test_spot_workers_go_on_by_themselves(tmp_path: Path) -> None:
         assert '"T2IR1_RETRIES": "20"' in text
     assert "MarketType: spot" in aws
     assert "provisioningModel: SPOT" in gcp
-    task = checks.load(rendered([*arguments, "--target", "skypilot"], tmp_path / "sky")["task.yaml"])[0]
+    task = checks.load(written([*arguments, "--target", "skypilot"], tmp_path / "sky")["task.yaml"])[0]
     assert task["resources"]["use_spot"] is True
     assert not checks.skypilot(task)
 
 
 def test_what_only_the_user_knows_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rendered(["--target", "aws"], tmp_path / "a")
+    written(["--target", "aws"], tmp_path / "a")
     said = capsys.readouterr().err
     assert "still to be replaced" in said
     assert f"sg-{REPLACE}" in said
     given = ["image=1.dkr.ecr.eu-west-1.amazonaws.com/t2ir1:2", "filesystem=fs-1.efs:/", "security_group=sg-1"]
     profile = "instance_profile=arn:aws:iam::1:instance-profile/ray"
     settings = [argument for value in (*given, profile, "subnet=subnet-1") for argument in ("--set", value)]
-    text = rendered(["--target", "aws", *settings], tmp_path / "b")["cluster.yaml"]
+    text = written(["--target", "aws", *settings], tmp_path / "b")["cluster.yaml"]
     assert "still to be replaced" not in capsys.readouterr().err
     [config] = checks.load(text)
     assert not checks.ec2_shapes(config)
@@ -97,9 +97,9 @@ def test_what_only_the_user_knows_is_asked_for(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_notes_name_paths_and_experts_that_the_nodes_may_lack(mine: Path, tmp_path: Path) -> None:
-    config = render.configuration.load(str(mine), ["data.prompts=mine.jsonl", "experts.hps.path=/home/me/hps.pt"])
+    config = render.configuration.load(str(mine), ["data.prompts=/home/me/mine.jsonl", "experts.hps.path=hps.pt"])
     files, notes = render.render(render.Request(config, str(mine), mine), "slurm")
-    assert any(note.startswith("data.prompts=mine.jsonl:") for note in notes)
+    assert any(note.startswith("data.prompts=/home/me/mine.jsonl:") for note in notes)
     assert any("expert-hps: not here to be measured" in note for note in notes)
     assert files["config.yaml"] == mine.read_text()
 
@@ -114,13 +114,14 @@ def test_notes_name_paths_and_experts_that_the_nodes_may_lack(mine: Path, tmp_pa
         (["--target", "aws", "--set", 'zone=a"; rm -rf /'], "letters, digits"),
         (["--target", "aws", "--run", "../x"], "--run '../x': at most 63"),
         (["--target", "aws", "--gpu", "L4", "--config", "janus_pro_7b"], "aws offers L40S, H100"),
-        (["--target", "aws", "--gpu", "L40S", "--config", "janus_pro_7b"], "needs 62 GB, of aws's GPUs L40S has 48"),
+        (["--target", "aws", "--gpu", "L40S", "--config", "janus_pro_7b"], "of aws's GPUs L40S has 48"),
         (["--target", "gcp", "--config", "janus_pro_7b", "learner.ranks=1"], "memory: a GPU with learner needs"),
         (["--target", "aws", "--config", "janus_pro_7b", "rollout.num_gpus=16"], "placement: rollout take 16 GPUs"),
         (["--target", "gcp", "rollout.num_cpus=300"], "no machine of gcp has them"),
         (["--target", "gcp", "policy.path=nobody/nothing"], "policy.path=nobody/nothing: not here to be measured"),
         (["--target", "gcp", "train.step=3"], "did you mean train.steps"),
         (["--target", "gcp", "policy.plan_system='a\n b'"], "holds line breaks"),
+        (["--target", "kuberay", "--set", "pods=one"], "role (one pod per role's size) or node"),
         (["--target", "kuberay", "--set", "selector=any"], "memory (NVIDIA's node labels), gke or eks"),
         (
             ["--target", "kuberay", "--set", "selector=gke", "--gpu", "L40S", "--config", "janus_pro_1b"],
@@ -141,5 +142,14 @@ def test_refusals_are_one_line(arguments: list[str], said: str) -> None:
 
 def test_words_with_blanks_stay_words(tmp_path: Path) -> None:
     arguments = ['policy.plan_system=it\'s "mine" {{ 1 }} $HOME', "--target"]
-    [job] = checks.load(rendered([*arguments, "kuberay"], tmp_path / "k")["rayjob.yaml"])
+    [job] = checks.load(written([*arguments, "kuberay"], tmp_path / "k")["rayjob.yaml"])
     assert 'policy.plan_system=it\'s "mine" {{ 1 }} $HOME' in shlex.split(job["spec"]["entrypoint"])
+
+
+def test_tokens_and_dashboards_of_every_target(rendered: dict[tuple[str, str], dict[str, str]]) -> None:
+    """A token wherever Ray starts; a dashboard on all interfaces in Kubernetes only, behind a service and the token."""
+    for (_, target), files in rendered.items():
+        for name, text in files.items():
+            if "ray start" in text or "symmetric-run" in text or "rayClusterSpec" in text:
+                assert "RAY_AUTH_MODE" in text, (target, name)
+            assert ("0.0.0.0" in text) == (target == "kuberay" and name != "storage.yaml"), (target, name)

@@ -14,7 +14,8 @@ from t2ir1_ray.config import Config
 
 
 def seven_b(*overrides: str) -> Config:
-    return configuration.load("janus_pro_7b", overrides)
+    """The recipe, whose weights go through the object store."""
+    return configuration.load("janus_pro_7b", ["rollout.weight_transfer=object_store", *overrides])
 
 
 def test_a_machine_of_eight_gpus_holds_the_recipe() -> None:
