@@ -27,6 +27,7 @@ from t2ir1_ray.fitting.libraries import NAMES, try_to_load
 from t2ir1_ray.fitting.memory import Shapes, estimate, published, published_parameters, table
 from t2ir1_ray.fitting.node_facts import STACK, token_file
 from t2ir1_ray.fitting.nodes import DEBIAN, cluster_nodes, run_folder, submission
+from t2ir1_ray.fitting.saving import saving
 from t2ir1_ray.janus.policy import load_config
 
 UNPINNED = ("torchaudio", "torchcodec")
@@ -71,6 +72,7 @@ def examine(config: Config, hub: bool = False, measure: bool = False) -> Iterato
     if not cluster_address(config):
         yield from host_memory(rows)
     yield from storage(config, shapes)
+    yield from saving(config, shapes)
 
 
 def preflight(config: Config) -> list[str]:
@@ -79,7 +81,7 @@ def preflight(config: Config) -> list[str]:
     Raises UserError for what would fail.
     """
     lines: list[str] = []
-    checks = [*reachable(config), *files(config), *run_folder(config)]
+    checks = [*reachable(config), *files(config)]
     shapes = policy_shapes(config)
     if shapes:
         checks += storage(config, shapes)
