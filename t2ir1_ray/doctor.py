@@ -28,6 +28,7 @@ from t2ir1_ray.fitting.memory import Shapes, estimate, table
 from t2ir1_ray.fitting.node_facts import STACK, token_file
 from t2ir1_ray.fitting.nodes import DEBIAN, cluster_nodes, run_folder, submission
 from t2ir1_ray.fitting.published import published, published_parameters
+from t2ir1_ray.fitting.saving import saving
 from t2ir1_ray.fitting.speed import step_checks
 from t2ir1_ray.janus.policy import load_config
 
@@ -79,6 +80,7 @@ def examine(config: Config, hub: bool = False, measure: bool = False) -> Iterato
     if not cluster_address(config):
         yield from host_memory(rows)
     yield from storage(config, shapes)
+    yield from saving(config, shapes)
 
 
 def preflight(config: Config) -> list[str]:

@@ -29,6 +29,9 @@ def main(arguments: Sequence[str]) -> None:
     profile = ["journal.profile=true"] if options.profile else []
     config, run = configured(options.config, options.overrides + profile, options.resume, options.force)
 
+    if fault := configuration.in_submitted_copy(run):
+        key = "--resume" if options.resume else "journal.root"
+        raise UserError(f"{key}={options.resume or config.journal.root}: {fault}")
     with uncollected():  # after the configuration is known to be good: these imports take seconds
         from actors.connect import joined_address
         from t2ir1_ray.doctor import preflight
@@ -58,7 +61,8 @@ def configured(name: str | None, overrides: Sequence[str], resume: Path | None, 
         return config, Path(config.journal.root) / (config.journal.name or default)
     stored = resume / configuration.FILE
     if not stored.is_file():
-        raise UserError(f"--resume: {resume} is no run folder: it lacks {configuration.FILE}")
+        why = configuration.in_submitted_copy(resume) or f"is no run folder: it lacks {configuration.FILE}"
+        raise UserError(f"--resume: {resume} {why}")
     config = configuration.load(name or str(stored), overrides)
     check_unchanged(resume, configuration.load(str(stored)), config, force)
     return config, resume

@@ -4,7 +4,7 @@
 """
 
 from t2ir1_ray.config.loading import FILE, everywhere, load, save
-from t2ir1_ray.config.portable import SHIPPED, submitted_copy
+from t2ir1_ray.config.portable import SHIPPED, in_submitted_copy, submitted_copy
 from t2ir1_ray.config.sections import (
     ClusterConfig,
     Config,
@@ -36,6 +36,7 @@ __all__ = [
     "RolloutConfig",
     "TrainConfig",
     "everywhere",
+    "in_submitted_copy",
     "load",
     "save",
     "submitted_copy",

@@ -17,6 +17,14 @@ def submitted_copy() -> Path | None:
     return next((folder for folder in (here, *here.parents) if folder.parent.name == "working_dir_files"), None)
 
 
+def in_submitted_copy(folder: str | Path) -> str | None:
+    """What is wrong with a folder that is to stay, if it lies in `submitted_copy`: Ray removes that behind the job."""
+    copy, where = submitted_copy(), Path(folder).expanduser().absolute()
+    if copy is None or not where.is_relative_to(copy):
+        return None
+    return "lies in Ray's temporary copy of the submitted folder: give an absolute path, on a disk that all nodes share"
+
+
 def portable(value: Any) -> Any:
     """The value with every path in it that names a shipped file as `${shipped:name}`, and every path below a
     submitted working directory relative to it."""

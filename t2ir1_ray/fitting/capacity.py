@@ -12,7 +12,7 @@ from typing import Literal
 from actors.placement import LEARNER, fitting_plan, homeless, plan, roles
 from t2ir1_ray.config import Config
 from t2ir1_ray.fitting.inventory import GB
-from t2ir1_ray.fitting.memory import PROCESS_GB, RoleMemory, Shapes, amount, published_bytes, trained_parameters
+from t2ir1_ray.fitting.memory import PROCESS_GB, RoleMemory, Shapes, amount, checkpoint_bytes, published_bytes
 
 SLACK = 0.05
 """Of a GPU's memory: an estimate is no promise."""
@@ -130,8 +130,7 @@ class RunSize:
 
 def run_size(config: Config, shapes: Shapes) -> RunSize:
     journal = config.journal
-    whole = shapes.language + shapes.generation + shapes.understanding + shapes.vq
-    checkpoint = (2 * whole + 14 * trained_parameters(config, shapes)) / GB
+    checkpoint = checkpoint_bytes(config, shapes) / GB
     saves = max(1, config.train.steps // journal.save_every) if journal.save_every else 1
     kept = min(saves, journal.keep_last + 1 if journal.keep_last else saves)  # + 1: the best
     kept += saves > 1  # the one that is being written

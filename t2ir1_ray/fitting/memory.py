@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import JanusConfig, JanusForConditionalGeneration
 
+from actors.image_decoder import COLUMNS
+from actors.image_state import round_up
 from t2ir1_ray.config import Config, ExpertConfig
 from t2ir1_ray.fitting.inventory import GB
 from t2ir1_ray.janus.policy import image_size
@@ -235,10 +237,11 @@ def rollout_parts(config: Config, shapes: Shapes) -> tuple[Part, ...]:
 
     - weights: w (language model + generation modules), and the VQ model in float32;
     - image KV cache: 2 w K per layer, row and column; rows: prompts_per_call x group_size images (max_sequences in
-      evaluations), twice under guidance; columns: the image's tokens for sure, and prompt and plan before them;
-    - prefill: w (3 I + 3 H) for every token of prompts and plans;
-    - pixels, when the image KV cache is free again: of 64 images at a time, four float32 maps of the full size and the
-      VQ model's base width.
+      evaluations), twice under guidance; columns: the image's tokens for sure, prompt and plan before them, rounded up
+      as the decoder does, which keeps the memory;
+    - pixels: of 64 images at a time, `VQ_MAPS` float32 maps of the full size and the VQ model's base width;
+    - prefill, not at the same time: w (3 I + 3 H) for every token of the images' prompts and plans; unconditional rows
+      share one.
     """
     rollout, width = config.rollout, _width(config.policy.dtype)
     images = rollout.prompts_per_call * rollout.group_size
@@ -247,14 +250,16 @@ def rollout_parts(config: Config, shapes: Shapes) -> tuple[Part, ...]:
     rows = images * (2 if rollout.guidance != 1 else 1)
     column = 2 * width * shapes.keys * shapes.layers * rows
     before = config.policy.max_prompt_tokens + config.policy.max_plan_tokens
-    long = (column + rows * width * 3 * (shapes.intermediate + shapes.hidden)) * before
+    sure = round_up(1 + shapes.image_tokens, COLUMNS)
+    more = round_up(before + shapes.image_tokens, COLUMNS) - sure
+    prefill = (images + 1) * width * 3 * (shapes.intermediate + shapes.hidden) * before
     pixels = min(VQ_BATCH, images) * shapes.image_side**2 * shapes.vq_channels * 4 * VQ_MAPS
-    images_sure = max(column * shapes.image_tokens, pixels)
     return (
         Part("weights", (width * (shapes.language + shapes.generation) + 4 * shapes.vq) / GB),
         Part("KV cache", rollout.kv_cache_gb * 2**30 / GB),
-        Part("image KV cache" if images_sure > pixels else "pixels", images_sure / GB),
-        Part("long prompts", max(column * shapes.image_tokens + long - images_sure, 0) / GB, sure=False),
+        Part("image KV cache", column * sure / GB),
+        Part("pixels", pixels / GB),
+        Part("long prompts", (column * more + max(prefill - pixels, 0)) / GB, sure=False),
         Part("CUDA, graphs", CONTEXT_GB + GRAPHS_GB),
     )
 
@@ -286,6 +291,14 @@ def published_bytes(config: Config, shapes: Shapes) -> int:
     so that LoRA saves the embeddings and the head only."""
     width = _width(config.learner.dtype)
     return width * (shapes.language - (2 * shapes.vocabulary * shapes.hidden if config.learner.lora_rank else 0))
+
+
+def checkpoint_bytes(config: Config, shapes: Shapes) -> int:
+    """Of one checkpoint: the policy in bfloat16, a float32 master copy and two moments of what is trained, and in ZeRO
+    1 and 2 that once more in the learner's dtype."""
+    whole = shapes.language + shapes.generation + shapes.understanding + shapes.vq
+    module = 0 if config.learner.zero_stage == 3 else _width(config.learner.dtype)
+    return 2 * whole + (12 + module) * trained_parameters(config, shapes)
 
 
 def table(rows: Sequence[RoleMemory], seconds: Mapping[str, float] | None = None) -> str:

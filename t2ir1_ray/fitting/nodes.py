@@ -14,7 +14,7 @@ import ray
 from actors.agreement import marked
 from actors.nodes import ask_nodes, node_names
 from actors.placement import fitting_plan, roles, total_and_free
-from t2ir1_ray.config import Config, submitted_copy
+from t2ir1_ray.config import Config, in_submitted_copy
 from t2ir1_ray.errors import reason_in, shortened
 from t2ir1_ray.fitting.capacity import Check, Node
 from t2ir1_ray.fitting.inventory import GB
@@ -205,10 +205,8 @@ def under_uv_run() -> bool:
 
 def run_folder(config: Config) -> Iterator[Check]:
     """Will what a run leaves still be there when its job is over?"""
-    copy, root = submitted_copy(), Path(config.journal.root).expanduser().absolute()
-    if copy and root.is_relative_to(copy):
-        text = f"journal.root: {config.journal.root} lies in Ray's temporary copy of the submitted folder, as {root}"
-        yield Check("warn", f"{text}: name a folder that stays and that all nodes share")
+    if fault := in_submitted_copy(config.journal.root):
+        yield Check("FAIL", f"journal.root={config.journal.root}: {fault}")
 
 
 def _existing(folder: Path) -> Path:

@@ -6,18 +6,16 @@ written aside, flushed to disk and renamed. Prompts, sampling and evaluation are
 else is needed to go on exactly.
 """
 
-import hashlib
 import json
 import math
-import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from t2ir1_ray.errors import RunError
+from t2ir1_ray.storage.sealing import flush, sealed, sha256, side_by_side
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -54,17 +52,16 @@ class Snapshots:
             required = write(staging)
             (staging / STATE).write_text(json.dumps({"step": step, "ranks": ranks, "accuracy": accuracy}) + "\n")
             files = sorted(file for file in staging.rglob("*") if file.is_file())
-            with _threads() as pool:
-                entries = list(pool.map(_sealed, files))
-            manifest = {str(file.relative_to(staging)): entry for file, entry in zip(files, entries, strict=True)}
+            names = [str(file.relative_to(staging)) for file in files]
+            manifest = dict(zip(names, side_by_side(sealed, files), strict=True))
             missing = sorted(set(required) - manifest.keys())
             if missing:
                 raise OSError(f"{missing[0]} was written and is not there")
             (staging / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
             for path in [staging / MANIFEST, *(p for p in staging.rglob("*") if p.is_dir()), staging]:
-                _flush(path)
+                flush(path)
             staging.rename(final)
-            _flush(self.root)
+            flush(self.root)
         except OSError as error:
             shutil.rmtree(staging, ignore_errors=True)
             reason = error.strerror or str(error)
@@ -139,36 +136,11 @@ def _fault(folder: Path) -> str | None:
                 return f"{name!r:.200} is no file of it"
             if file.stat().st_size != entry["bytes"]:
                 return f"{name} has {file.stat().st_size} bytes instead of {entry['bytes']}"
-        with _threads() as pool:
-            found = pool.map(_sha256, [folder / name for name in manifest])
-            for (name, entry), sha256 in zip(manifest.items(), found, strict=True):
-                if sha256 != entry["sha256"]:
-                    return f"{name} has other contents than were written"
+        hashes = side_by_side(sha256, [folder / name for name in manifest])
+        for (name, entry), found in zip(manifest.items(), hashes, strict=True):
+            if found != entry["sha256"]:
+                return f"{name} has other contents than were written"
         _read(folder)
     except UNREADABLE as error:
         return f"{type(error).__name__}: {error!s:.200}"
     return None
-
-
-def _threads() -> ThreadPoolExecutor:
-    """For files side by side: hashing lets go of the interpreter, and a disk likes several requests."""
-    return ThreadPoolExecutor(min(16, len(os.sched_getaffinity(0))))
-
-
-def _sealed(file: Path) -> dict[str, int | str]:
-    """A file's entry in the manifest, when it is on the disk."""
-    _flush(file)
-    return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -19,7 +20,7 @@ from t2ir1_ray import doctor
 from t2ir1_ray.config import Config
 from t2ir1_ray.doctor import preflight
 from t2ir1_ray.errors import UserError
-from t2ir1_ray.fitting import capacity, nodes
+from t2ir1_ray.fitting import capacity, nodes, saving
 from t2ir1_ray.fitting.capacity import Check, Node
 from t2ir1_ray.fitting.inventory import count_parameters, local_card, local_gpus
 from t2ir1_ray.fitting.memory import Shapes, estimate
@@ -258,6 +259,20 @@ def test_a_journal_needs_a_folder(tmp_path: Path) -> None:
         assert words in check.text
         with pytest.raises(UserError, match=words):
             preflight(config)
+
+
+def test_a_save_is_timed_where_it_will_be_written(tmp_path: Path) -> None:
+    config = load(f"journal.root={tmp_path / 'not' / 'yet'}", name="janus_pro_7b")
+    (check,) = saving.saving(config, Shapes.of(published(config.policy.path)))
+    pattern = (
+        r"one checkpoint takes 97.\d GB, about (\d+) s to write at ([\d.e+]+) GB/s .* on (.*)\): give jobs (.*)=(\d+)"
+    )
+    seconds, rate, there, variable, wait = re.match(pattern, check.text).groups()
+    assert (check.level, variable, there) == ("ok", "RAY_JOB_STOP_WAIT_TIME_S", str(tmp_path))
+    assert int(seconds) == pytest.approx(97.8 / float(rate), rel=0.1)
+    assert 2 * int(seconds) + 58 <= int(wait) < 2 * int(seconds) + 122
+    assert not list(tmp_path.iterdir())
+    assert [saving.stop_wait_s(s) for s in (0, 30, 31)] == [60, 120, 180]
 
 
 def test_preflight_is_quick_and_prints_the_memory_table_where_all_is_well(tmp_path: Path) -> None:

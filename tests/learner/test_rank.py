@@ -12,8 +12,9 @@ from transformers import JanusForConditionalGeneration
 
 from learner.meter import RATIO_EDGES
 from t2ir1_ray.checkpoints.weights import read_tensors
-from t2ir1_ray.config import LearnerConfig
-from t2ir1_ray.janus.policy import FROZEN
+from t2ir1_ray.config import Config, LearnerConfig, PolicyConfig
+from t2ir1_ray.fitting.memory import Shapes, checkpoint_bytes
+from t2ir1_ray.janus.policy import FROZEN, load_config
 from tests.learner.ranks import Result, Scenario, run_ranks
 from tests.learner.samples import BETA, RATE, plain_training, random_batch
 from tests.tiny_janus import IMAGE_TOKENS, tiny_model
@@ -173,6 +174,17 @@ def test_every_rank_knows_the_files_that_it_wrote(name: str, results: dict[str, 
     assert first | second == there
     for rank, files in enumerate((first, second)):
         assert any(file.endswith(f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt") for file in files), files
+
+
+@pytest.mark.parametrize("name", ["zero1, resumed", "zero2, changed", "zero3, changed", "bfloat16, zero1, changed"])
+def test_a_checkpoint_is_as_large_as_the_doctor_says(name: str, results: dict[str, Result], tiny_janus: Path) -> None:
+    """But for names and alignment, a tenth of so small a policy."""
+    whole = {scenario.name: scenario.learner for scenario in ONE_RANK}[name]
+    config = Config(policy=PolicyConfig(path=str(tiny_janus)), learner=LearnerConfig(**whole))
+    shapes = Shapes.of(load_config(str(tiny_janus)))
+    policy = 2 * (shapes.language + shapes.generation + shapes.understanding + shapes.vq)
+    saved = sum(file.stat().st_size for file in results[name].saved.rglob("*.pt"))
+    assert checkpoint_bytes(config, shapes) - policy == pytest.approx(saved, rel=0.1)
 
 
 def test_an_extended_run_follows_the_schedule_of_its_new_length(results: dict[str, Result]) -> None:
