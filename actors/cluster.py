@@ -19,6 +19,7 @@ from actors.placement import Placement, Role
 from actors.reference import ReferenceActor
 from actors.rollout import RolloutActor
 from actors.sampling import Sampling
+from actors.usage import Used
 from rewards.base import ExpertScores
 from t2ir1_ray.config import Config
 from t2ir1_ray.errors import RunError
@@ -274,6 +275,13 @@ class Cluster:
     def restarts(self) -> int:
         """How often actors have died and were started again."""
         return sum(restarts_of(actor) for actor in self._actors())
+
+    def used(self) -> dict[str, Used]:
+        """What every actor has done so far, by its name; asked behind what it is doing now."""
+        calls = numbered("learner", [learner.used.remote() for learner in self.learners])
+        for pool in self._pools():
+            calls |= pool.each("used")
+        return dict(zip(calls, wait_for_all(calls, "report", self.config.cluster.call_timeout_s), strict=True))
 
     def _pools(self) -> list[Pool]:
         return [self.rollouts, *self.experts.values(), *([self.reference] if self.reference else [])]

@@ -8,6 +8,7 @@ import pyarrow as pa
 import ray
 
 from actors.startup import uncollected
+from actors.usage import Usage, Used
 from t2ir1_ray.config import LearnerConfig, PolicyConfig
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class LearnerActor:
         guidance: float,
         steps: int,
     ):
+        self.usage = Usage()
         with uncollected():
             from learner.rank import LearnerRank
 
@@ -45,16 +47,19 @@ class LearnerActor:
 
     def step(self, batch: pa.RecordBatch, on_policy: bool) -> dict[str, Any]:
         """One update on this rank's share of the batch; metrics are reduced over ranks."""
-        return self.rank.step(batch, on_policy)
+        with self.usage("learn", len(batch), batch.nbytes):
+            return self.rank.step(batch, on_policy)
 
     def publish(self, version: int) -> "tuple[Weights | None, str | None]":
         """The current parameters as `version`, and their checksum; None on ranks other than 0."""
         from actors.weights import Weights, checksum
 
-        state = self.rank.trainable_state()
-        if state is None:
-            return None, None
-        return Weights.pack(version, state), checksum(state)
+        with self.usage("publish") as call:
+            state = self.rank.trainable_state()
+            if state is None:
+                return None, None
+            call.moved = sum(tensor.nbytes for tensor in state.values())
+            return Weights.pack(version, state), checksum(state)
 
     def join_transfer(self, host: str, port: int, actors: list[Any], timeout_s: float) -> None:
         """Open the NCCL transfer to the rollout actors."""
@@ -64,7 +69,8 @@ class LearnerActor:
 
     def send(self, version: int) -> str:
         """Publish over NCCL; returns the digest on rank 0."""
-        return self.sender.send(version)
+        with self.usage("send"):
+            return self.sender.send(version)
 
     def write_checkpoint(self, folder: str) -> None:
         """Write the policy as a checkpoint that plain transformers loads, and beside it what `restore_state` needs."""
@@ -74,3 +80,6 @@ class LearnerActor:
     def restore_state(self, folder: str, ranks: int) -> None:
         """Go on where `write_checkpoint` was called on so many ranks: exactly, if they are as many as now."""
         self.rank.restore_state(Path(folder), ranks)
+
+    def used(self) -> Used:
+        return self.usage.report()

@@ -124,8 +124,8 @@ def storage(config: Config, shapes: Shapes) -> Iterator[Check]:
     """Disk for checkpoints and dumps, and the object store for policy versions and images."""
     journal, rollout = config.journal, config.rollout
     whole = shapes.language + shapes.generation + shapes.understanding + shapes.vq
-    checkpoint = (2 * whole + 14 * trained_parameters(config, shapes)) / GB
-    saves = max(1, config.train.steps // journal.save_every) if journal.save_every else 1
+    saves = max(1, config.train.steps // journal.save_every) if journal.save_every else int(journal.save_last)
+    checkpoint = (2 * whole + 14 * trained_parameters(config, shapes)) / GB if saves else 0.0
     kept = min(saves, journal.keep_last + 1 if journal.keep_last else saves)  # + 1: the best
     kept += saves > 1  # the one that is being written
     image = 3 * shapes.image_side**2 / GB
