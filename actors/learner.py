@@ -10,6 +10,7 @@ import ray
 
 from actors.network import use_nodes_interface
 from actors.startup import take_device, uncollected
+from actors.usage import Usage, Used
 from t2ir1_ray.config import LearnerConfig, PolicyConfig
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class LearnerActor:
         guidance: float,
         steps: int,
     ):
+        self.usage = Usage()
         with uncollected():
             from learner.rank import LearnerRank
 
@@ -50,7 +52,8 @@ class LearnerActor:
 
     def step(self, batch: pa.RecordBatch, on_policy: bool) -> dict[str, Any]:
         """One update on this rank's share of the batch; metrics are reduced over ranks."""
-        return self.rank.step(batch, on_policy)
+        with self.usage("learn", len(batch), batch.nbytes):
+            return self.rank.step(batch, on_policy)
 
     def version_bytes(self) -> int:
         """Of the parameters that training changes."""
@@ -63,14 +66,16 @@ class LearnerActor:
         """
         from actors.weights import Digest, Weights
 
-        state, digest = {}, Digest()
-        for name, tensor in self.rank.gather_trainable():
-            if self.rank.rank == 0:
-                digest.add(name, tensor)
-                state[name] = tensor.cpu()
-        if self.rank.rank:
-            return None, None
-        return Weights.pack(version, state), digest.hexdigest()
+        with self.usage("publish") as call:
+            state, digest = {}, Digest()
+            for name, tensor in self.rank.gather_trainable():
+                if self.rank.rank == 0:
+                    digest.add(name, tensor)
+                    state[name] = tensor.cpu()
+            if self.rank.rank:
+                return None, None
+            call.moved = sum(tensor.nbytes for tensor in state.values())
+            return Weights.pack(version, state), digest.hexdigest()
 
     def join_transfer(self, host: str, port: int, actors: list[Any], timeout_s: float) -> None:
         """Open the NCCL transfer to the rollout actors."""
@@ -81,7 +86,8 @@ class LearnerActor:
 
     def send(self, version: int) -> str:
         """Publish over NCCL; returns the digest on rank 0."""
-        return self.sender.send(version)
+        with self.usage("send"):
+            return self.sender.send(version)
 
     def write_checkpoint(self, folder: str) -> dict[str, int]:
         """Write the policy as a checkpoint that plain transformers loads, and beside it what `restore_state` needs.
@@ -95,3 +101,6 @@ class LearnerActor:
     def restore_state(self, folder: str, ranks: int) -> None:
         """Go on where `write_checkpoint` was called on so many ranks: exactly, if they are as many as now."""
         self.rank.restore_state(Path(folder), ranks)
+
+    def used(self) -> Used:
+        return self.usage.report()

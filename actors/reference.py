@@ -3,6 +3,7 @@
 import pyarrow as pa
 
 from actors.startup import take_device, uncollected
+from actors.usage import Usage, Used
 from t2ir1_ray.config import PolicyConfig
 from t2ir1_ray.records.schema import ReferenceLogprobs, Rollouts
 
@@ -15,6 +16,7 @@ class ReferenceActor:
         self.tokens_per_batch = tokens_per_batch
         self.temperature = temperature
         self.guidance = guidance
+        self.usage = Usage()
         with uncollected():
             from t2ir1_ray.janus.policy import PromptFormat, load_model, load_tokenizer
 
@@ -26,13 +28,17 @@ class ReferenceActor:
         from learner.logprobs import score_rollouts
         from learner.packing import Sequences
 
-        samples = Rollouts.from_arrow(rollouts)
-        semantic, image = score_rollouts(
-            self.model,
-            Sequences.of(samples),
-            tokens_per_batch=self.tokens_per_batch,
-            temperature=self.temperature,
-            guidance=self.guidance,
-            pad_id=self.pad_id,
-        )
-        return ReferenceLogprobs(semantic, image).to_arrow()
+        with self.usage("logprobs", len(rollouts), rollouts.nbytes):
+            samples = Rollouts.from_arrow(rollouts)
+            semantic, image = score_rollouts(
+                self.model,
+                Sequences.of(samples),
+                tokens_per_batch=self.tokens_per_batch,
+                temperature=self.temperature,
+                guidance=self.guidance,
+                pad_id=self.pad_id,
+            )
+            return ReferenceLogprobs(semantic, image).to_arrow()
+
+    def used(self) -> Used:
+        return self.usage.report()
