@@ -1,8 +1,8 @@
-"""What the nodes of a run must agree on, looked at before its actors start: the run folder, and the checkpoints."""
+"""What the nodes of a run must agree on: before its actors start the run folder and the checkpoints, then its own."""
 
 import hashlib
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from actors.calls import wait_for_all
 from actors.nodes import ask_nodes, node_names
 from actors.placement import LEARNER
 from t2ir1_ray.config import Config
-from t2ir1_ray.errors import UserError
+from t2ir1_ray.errors import RunError, UserError
 from t2ir1_ray.storage import write_whole
 
 READ = (".json", ".safetensors", ".bin", ".pt", ".pth", ".model", ".txt", ".jinja")
@@ -147,3 +147,18 @@ def _paths(config: Config, roles: set[str]) -> dict[str, str]:
     """Checkpoints that these roles load, by the keys that name them."""
     found = {"policy.path": config.policy.path} if roles & {LEARNER, "rollout", "reference"} else {}
     return found | {f"experts.{n}.path": e.path for n, e in config.experts.items() if f"expert-{n}" in roles}
+
+
+def check_seen(folder: Path, written: Sequence[Mapping[str, int]]) -> None:
+    """Is every file that a learner rank wrote here, as long as it was there? written: of each rank, {path: bytes}.
+
+    Raises RunError with the rank that wrote elsewhere.
+    """
+    for rank, files in enumerate(written):
+        for name, size in files.items():
+            seen = (folder / name).stat().st_size if (folder / name).is_file() else None
+            if seen != size:
+                how = "is not seen here" if seen is None else f"has {seen} bytes here instead of {size}"
+                raise RunError(
+                    f"learner {rank}: {name}, which it wrote to {folder}, {how}: use a folder that the nodes share"
+                )

@@ -1,8 +1,8 @@
 """All actors of a run behind one object: start, roll out, score, learn, publish, stop."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,7 +12,7 @@ import ray
 
 from actors import placement
 from actors.activity import Activity
-from actors.agreement import check_agreement
+from actors.agreement import check_agreement, check_seen
 from actors.calls import Pool, first_ready, numbered, wait_for, wait_for_all
 from actors.engine_environment import BATCH_INVARIANT, CPU_ENVIRONMENT, ENVIRONMENT
 from actors.expert import ExpertActor
@@ -22,6 +22,7 @@ from actors.reference import ReferenceActor
 from actors.rollout import RolloutActor
 from actors.sampling import Sampling
 from actors.startup import DETERMINISTIC
+from actors.transfer import Transfer, check_confirmed
 from actors.usage import Used
 from actors.watch import Watch, table_entry
 from rewards.base import ExpertScores
@@ -31,6 +32,8 @@ from t2ir1_ray.records.schema import LearnerBatch, ReferenceLogprobs, Rollouts, 
 
 AGAIN = {"retry_exceptions": True}
 """A call that raised is repeated, `reward.retries` times at most: calls are pure, and devices have bad moments."""
+TRIAL_S = 60.0
+"""For the group of the NCCL transfer to meet, and again for the first version to arrive."""
 PATIENCE_S = 60.0
 """How much longer learner ranks wait for one another than this process waits for them."""
 CUBLAS = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
@@ -67,6 +70,10 @@ class Published:
     weights: list[ray.ObjectRef]
 
 
+class TransferFailed(RunError):
+    """The transfer over NCCL does not work here."""
+
+
 @dataclass(frozen=True)
 class LearnerCheckpoint:
     """Where the learner's state lies, and how many ranks wrote it."""
@@ -91,6 +98,7 @@ class Cluster:
     stopped: bool = False
     say: Callable[[str], None] = print
     activity: Activity = field(default_factory=Activity)
+    transfer: Transfer | None = None  # over NCCL; None: versions go through the object store
 
     def __post_init__(self) -> None:
         self.watch = Watch(self._actors(), self.config.cluster.node_timeout_s, lambda line: self.say(line))
@@ -111,14 +119,38 @@ class Cluster:
         checkpoint: what to set the learner back to; it may come from another number of ranks. run: the folder that
         all nodes must share. say: told what is waited for. activity: told about every call.
 
+        A transfer over NCCL is tried out. If it does not work, everything starts again and goes on without it: what is
+        stuck in NCCL does not come back.
+
         Raises UserError if resources, nodes or checkpoints do not do, RunError if an actor is not up in time.
         """
+        arguments = checkpoint, run, say, activity or Activity()
+        try:
+            return cls._launch(config, *arguments)
+        except TransferFailed as error:
+            say(f"warning: rollout.weight_transfer=nccl: {error}: starting again, with the object store instead")
+        rollout = replace(config.rollout, weight_transfer="object_store")
+        return cls._launch(replace(config, rollout=rollout), *arguments)
+
+    @classmethod
+    def _launch(
+        cls,
+        config: Config,
+        checkpoint: LearnerCheckpoint | None,
+        run: Path | None,
+        say: Callable[[str], None],
+        activity: Activity,
+    ) -> Self:
         reserved = placement.reserve(config, say)
         try:
             if run:
                 check_agreement(config, run, reserved.roles_by_node())
-            cluster = cls._spawn(config, reserved, say, activity or Activity())
+            cluster = cls._spawn(config, reserved, say, activity)
             cluster._await_start(checkpoint)
+        except TransferFailed:
+            cluster.stop()
+            cluster._await_end()
+            raise
         except BaseException:
             reserved.release()
             raise
@@ -193,12 +225,23 @@ class Cluster:
             self._on_learners("restore_state", str(checkpoint.folder), checkpoint.ranks, timeout=timeout)
         self.version_bytes = wait_for(self.learners[0].version_bytes.remote(), "learner 0", "start", timeout)
         if self.config.rollout.weight_transfer == "nccl":
-            host, port = wait_for(self.learners[0].address.remote(True), "learner 0", "start", timeout)
-            self._on_learners("join_transfer", host, port, self.rollouts.actors, timeout, timeout=timeout)
+            try:
+                self.transfer = Transfer.open(self.learners, self.rollouts.actors, TRIAL_S, self.watch.look)
+                self.transfer.send(0, TRIAL_S)
+            except RunError as error:
+                raise TransferFailed(str(error)) from None
+
+    def _await_end(self) -> None:
+        """Until the names and devices of stopped actors are free again."""
+        deadline = time.monotonic() + self.config.cluster.place_timeout_s
+        while any(table_entry(actor)["State"] != "DEAD" for actor in self._actors().values()):
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.1)
 
     def publish(self, version: int) -> Published:
         """The learner's parameters as `version`, in the object store; over NCCL nothing moves before `push_version`."""
-        if self.config.rollout.weight_transfer == "nccl":
+        if self.transfer:
             return Published(version, None, [])
         weights, digests = zip(
             *(learner.publish.options(num_returns=2).remote(version) for learner in self.learners), strict=True
@@ -208,17 +251,13 @@ class Cluster:
 
     def push_version(self, published: Published) -> None:
         """Hand a version to every rollout actor, each confirming version and digest."""
-        version, digest = published.version, published.digest
-        if published.weights:
-            calls = self.rollouts.each("take_version", published.weights[0])
+        version, timeout = published.version, self.config.cluster.load_timeout_s
+        if self.transfer:
+            self.transfer.send(version, timeout)
         else:
-            sent = [learner.send.remote(version) for learner in self.learners]
-            digest, *_ = self._answers(sent, f"send version {version}")
-            calls = self.rollouts.each("confirm")
-        found = wait_for_all(calls, f"load version {version}", self.config.cluster.call_timeout_s, self.watch.look)
-        for who, confirmed in zip(calls, found, strict=True):
-            if tuple(confirmed) != (version, digest):
-                raise RunError(f"{who}: took in weights {confirmed}, published were {(version, digest)}")
+            calls = self.rollouts.each("take_version", published.weights[0])
+            found = wait_for_all(calls, f"load version {version}", timeout, self.watch.look)
+            check_confirmed(dict(zip(calls, found, strict=True)), version, published.digest)
         self.held = published
 
     def sample(
@@ -346,21 +385,6 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-
-def check_seen(folder: Path, written: Sequence[Mapping[str, int]]) -> None:
-    """Is every file that a learner rank wrote here, as long as it was there? written: of each rank, {path: bytes}.
-
-    Raises RunError with the rank that wrote elsewhere.
-    """
-    for rank, files in enumerate(written):
-        for name, size in files.items():
-            seen = (folder / name).stat().st_size if (folder / name).is_file() else None
-            if seen != size:
-                how = "is not seen here" if seen is None else f"has {seen} bytes here instead of {size}"
-                raise RunError(
-                    f"learner {rank}: {name}, which it wrote to {folder}, {how}: use a folder that the nodes share"
-                )
 
 
 def expert_scores(scores: Scores) -> ExpertScores:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class LearnerActor:
-    """What ranks do together (all but `address` and `join_transfer`) must be called on all of them."""
+    """What ranks do together (all but `address` and `layout`) must be called on all of them."""
 
     def __init__(
         self,
@@ -77,17 +77,23 @@ class LearnerActor:
             call.moved = sum(tensor.nbytes for tensor in state.values())
             return Weights.pack(version, state), digest.hexdigest()
 
-    def join_transfer(self, host: str, port: int, actors: list[Any], timeout_s: float) -> None:
-        """Open the NCCL transfer to the rollout actors."""
+    def layout(self) -> dict[str, list[Any]]:
+        """Names, dtypes and shapes of what `send` sends, in its order."""
+        names, dtypes, shapes = zip(*self.rank.trainable_metadata(), strict=True)
+        dtype_names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+        return {"names": list(names), "dtype_names": dtype_names, "shapes": list(map(list, shapes))}
+
+    def join_transfer(self, host: str, port: int, world_size: int) -> None:
+        """Open this end of the transfer over NCCL. It and `send`: see `actors.transfer`."""
         use_nodes_interface()
         from actors.nccl_transfer import NcclSender  # imports the sending side of vLLM's transfer: on request only
 
-        self.sender = NcclSender(self.rank, host, port, actors, timeout_s)
+        self.sender = NcclSender(self.rank, host, port, world_size)
 
-    def send(self, version: int) -> str:
-        """Publish over NCCL; returns the digest on rank 0."""
+    def send(self) -> str:
+        """The current parameters to all rollout actors; returns their digest on rank 0."""
         with self.usage("send"):
-            return self.sender.send(version)
+            return self.sender.send()
 
     def write_checkpoint(self, folder: str) -> dict[str, int]:
         """Write the policy as a checkpoint that plain transformers loads, and beside it what `restore_state` needs.

@@ -1,11 +1,10 @@
-"""New policy versions over NCCL, for GPUs: vLLM's own weight-transfer interface, written against its documented API.
+"""The learner's end of a transfer over NCCL, for GPUs: vLLM's weight-transfer interface by its documented API.
 
-Learner rank 0 is NCCL rank 0, rollout actor i is rank 1 + i; every learner rank joins the gathering of ZeRO-3 shards.
 Weights go from GPU to GPU and never through the host. Only the sending side of vLLM's transfer is imported into the
-learner's process: no engine, no process group of vLLM.
+learner's process: no engine, no process group of vLLM. `actors.transfer` says when which end does what.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,35 +12,21 @@ from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
 from vllm.distributed.weight_transfer.base import ParamMeta, TrainerWeightTransferEngine, WeightSource
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-from actors.calls import numbered, wait_for_all
+from actors.transfer import PACKING
 from actors.weights import Digest
 from learner.rank import LearnerRank
 
 
-class RolloutClient:
-    """What vLLM's sender calls on the receiving side, fanned out to every rollout actor."""
+class DrivenFromOutside:
+    """What vLLM's sender would call on the receiving side: the driver does, see `actors.transfer`."""
 
-    def __init__(self, actors: Sequence[Any], timeout_s: float):
-        self.actors = actors
-        self.timeout_s = timeout_s
-        self.version = 0
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
 
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Each independent engine needs a rank of its own behind the sender's."""
-        self._all("join_transfer", [{**init_info, "rank_offset": 1 + index} for index in range(len(self.actors))])
+    def start_weight_update(self) -> None: ...
 
-    def start_weight_update(self) -> None:
-        self._all("start_update", [None] * len(self.actors))
+    def update_weights(self, update_info: dict[str, Any]) -> None: ...
 
-    def update_weights(self, update_info: dict[str, Any]) -> None:
-        self._all("receive_update", [update_info] * len(self.actors))
-
-    def finish_weight_update(self, weight_version: str | None = None) -> None:
-        self._all("finish_update", [self.version] * len(self.actors))
-
-    def _all(self, method: str, arguments: Sequence[Any]) -> None:
-        calls = [getattr(actor, method).remote(arg) for actor, arg in zip(self.actors, arguments, strict=True)]
-        wait_for_all(numbered("rollout", calls), method, self.timeout_s)
+    def finish_weight_update(self, weight_version: str | None = None) -> None: ...
 
 
 class ShardedSource(WeightSource):
@@ -57,24 +42,23 @@ class ShardedSource(WeightSource):
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         self.sent = Digest()
         for name, tensor in self.rank.gather_trainable():
-            self.sent.add(name, tensor)
+            if self.rank.rank == 0:
+                self.sent.add(name, tensor)
             yield name, tensor
 
 
 class NcclSender:
-    """The learner's end of the transfer; construct and use it on every learner rank."""
+    """Construct and use it on every learner rank."""
 
-    def __init__(self, rank: LearnerRank, host: str, port: int, actors: Sequence[Any], timeout_s: float):
-        """host, port: where the transfer group meets, free on the node of learner rank 0."""
-        self.client = RolloutClient(actors, timeout_s)
+    def __init__(self, rank: LearnerRank, host: str, port: int, world_size: int):
+        """host, port: where the transfer group meets, free on the node of learner rank 0; world_size: of that group."""
         self.source = ShardedSource(rank)
-        info = NCCLTrainerInitInfo(host, port, 1 + len(actors), rank=rank.rank)
+        info = NCCLTrainerInitInfo(host, port, world_size, rank=rank.rank, **PACKING)
         self.engine: TrainerWeightTransferEngine = WeightTransferTrainerFactory.trainer_init(
-            info, client=self.client, source=self.source
+            info, client=DrivenFromOutside(), source=self.source
         )
 
-    def send(self, version: int) -> str:
-        """Broadcast the current parameters as `version`; returns their digest when every rollout actor has them."""
-        self.client.version = version
+    def send(self) -> str:
+        """Broadcast the current parameters; returns their digest (on rank 0) when they are on the way."""
         self.engine.send_weights()
         return self.source.sent.hexdigest()

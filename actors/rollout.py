@@ -9,6 +9,7 @@ import ray
 from actors.network import use_nodes_interface
 from actors.sampling import Sampling
 from actors.startup import uncollected
+from actors.transfer import PACKING
 from actors.usage import Usage, Used
 from t2ir1_ray.config import PolicyConfig, RolloutConfig
 from t2ir1_ray.errors import RunError
@@ -36,23 +37,24 @@ class RolloutActor:
         with self.usage("load", moved=sum(buffer.nbytes for buffer in weights.buffers.values())):
             return weights.version, self.sampler.take_version(weights.version, weights.unpack())
 
-    def join_transfer(self, init_info: dict[str, Any]) -> None:
+    def join_transfer(self, host: str, port: int, world_size: int, rank: int) -> None:
+        """Enter the group in which policy versions come over NCCL. It and what follows: see `actors.transfer`."""
         use_nodes_interface()
-        self.sampler.engine.join_transfer(init_info)
+        place = {"master_address": host, "master_port": port, "world_size": world_size, "rank_offset": rank}
+        self.sampler.engine.join_transfer(place | PACKING)
 
-    def start_update(self, _: None) -> None:
+    def start_update(self) -> None:
+        self.sampler.version = None  # until the update is whole there is no policy here
         self.sampler.engine.start_update()
 
-    def receive_update(self, update_info: dict[str, Any]) -> None:
-        self.sampler.engine.receive_update(update_info)
+    def receive_update(self, layout: dict[str, Any]) -> None:
+        self.sampler.engine.receive_update(layout)
 
-    def finish_update(self, version: int) -> None:
-        self.digest = self.sampler.engine.finish_update()
+    def finish_update(self, version: int) -> tuple[int, str]:
+        """Returns the version and the digest of what the model took in."""
+        digest = self.sampler.engine.finish_update()
         self.sampler.version = version
-
-    def confirm(self) -> tuple[int | None, str]:
-        """Version and digest of the latest update over NCCL."""
-        return self.sampler.version, self.digest
+        return version, digest
 
     def generate(
         self, prompts: pa.Table, sampling: Sampling, version: int, weights: list[ray.ObjectRef]

@@ -33,9 +33,8 @@ _TABLE = {
     },
     "data": {Change.FORCED: "prompts prompts_per_step too_long"},
     "rollout": {
-        Change.FREE: "actors num_gpus num_cpus",
-        Change.FORCED: "group_size images_per_plan prompts_per_call temperature guidance max_sequences kv_cache_gb "
-        "weight_transfer",
+        Change.FREE: "actors num_gpus num_cpus weight_transfer",
+        Change.FORCED: "group_size images_per_plan prompts_per_call temperature guidance max_sequences kv_cache_gb",
     },
     "experts": {  # of every expert; one that comes or goes is a change of all its keys
         Change.FREE: "num_gpus num_cpus replicas runtime_env",
@@ -58,8 +57,8 @@ _TABLE = {
         Change.FIXED: "root name",  # the run lies where it lies
     },
     "cluster": {
-        Change.FREE: "address folder dashboard object_store_gb start_timeout_s call_timeout_s place_timeout_s "
-        "node_timeout_s"
+        Change.FREE: "address folder dashboard object_store_gb start_timeout_s call_timeout_s load_timeout_s "
+        "place_timeout_s node_timeout_s"
     },
 }
 ON_RESUME: Mapping[tuple[str, str], Change] = {

@@ -149,6 +149,7 @@ class ClusterConfig:
     object_store_gb: float | None = None  # of a new local cluster; null: Ray's default
     start_timeout_s: float = 600.0  # until every actor is up
     call_timeout_s: float = 1800.0  # for one call to an actor
+    load_timeout_s: float = 600.0  # until every rollout actor has taken in a new version of the policy
     place_timeout_s: float = 300.0  # until resources are reserved: nodes may still join, or other work may hold them
     node_timeout_s: float = 600.0  # until an actor that was lost, alone or with its node, is up again
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.cluster import check_seen
+from actors.agreement import check_seen
 from t2ir1_ray.errors import RunError
 
 WRITTEN = [{"config.json": 2, "learner/rank_0.pt": 7}, {"learner/rank_1.pt": 7}]
