@@ -32,7 +32,7 @@ class Tail:
                 same = seen[0] == self._seen[0] and file.read(len(self._last)) == self._last
                 anew = False if same else self._forget()
                 file.seek(self._place)
-                fresh = file.read().splitlines(keepends=True)
+                fresh = file.readlines()
         except OSError:  # a file server that is away: nothing is new
             return False, []
         if fresh and not fresh[-1].endswith(b"\n"):

@@ -89,13 +89,13 @@ def test_a_head_that_takes_actors_is_named() -> None:
 def test_other_work_on_a_part_of_the_cluster_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """All actors are placed at once or none: a part that is free is no use."""
     settings = config.load("janus_pro_7b")
-    total = [(8.0, 4.0), (8.0, 4.0)]
+    total = [(64.0, 4.0), (64.0, 4.0)]
     free = list(total)
     monkeypatch.setattr(nodes, "total_and_free", lambda: (total, free))
     assert list(nodes.contention(settings)) == []
-    free[1] = (8.0, 3.0)
+    free[1] = (64.0, 3.0)
     (check,) = nodes.contention(settings)
-    assert "16 CPUs and 7 GPUs are free, not enough for this run now: it would wait for 300 s" in check.text
+    assert "128 CPUs and 7 GPUs are free, not enough for this run now: it would wait for 300 s" in check.text
     total.pop()  # too small anyway: the placement check says so
     assert list(nodes.contention(settings)) == []
 
@@ -155,7 +155,7 @@ def test_a_run_folder_in_the_submitted_copy_is_named(tmp_path: Path, monkeypatch
     assert list(nodes.run_folder(config.load())) == []
     monkeypatch.chdir(copy / "deeper")
     (check,) = nodes.run_folder(config.load())
-    assert "journal.root: runs lies in Ray's temporary copy" in check.text
+    assert "journal.root=runs: lies in Ray's temporary copy" in check.text
     assert list(nodes.run_folder(config.load("shapes", ["journal.root=/srv/runs"]))) == []
 
 
