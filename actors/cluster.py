@@ -23,7 +23,6 @@ from actors.rollout import RolloutActor
 from actors.sampling import Sampling
 from actors.startup import DETERMINISTIC
 from actors.transfer import Transfer, check_confirmed
-from actors.usage import Used
 from actors.watch import Watch, table_entry
 from rewards.base import ExpertScores
 from t2ir1_ray.config import Config
@@ -356,13 +355,6 @@ class Cluster:
         found = {who: int(table_entry(actor)["NumRestarts"]) for who, actor in self._actors().items()}
         self.activity.note_restarts(found)
         return sum(found.values())
-
-    def used(self) -> dict[str, Used]:
-        """What every actor has done so far, by its name; asked behind what it is doing now."""
-        calls = numbered("learner", [learner.used.remote() for learner in self.learners])
-        for pool in self._pools():
-            calls |= pool.each("used")
-        return dict(zip(calls, wait_for_all(calls, "report", self.config.cluster.call_timeout_s), strict=True))
 
     def _pools(self) -> list[Pool]:
         return [self.rollouts, *self.experts.values(), *([self.reference] if self.reference else [])]

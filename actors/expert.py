@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow as pa
 
 from actors.startup import take_device, uncollected
-from actors.usage import Usage, Used
 from rewards.base import check_finite
 from rewards.experts import load_expert
 from t2ir1_ray.records.schema import Rollouts, Scores
@@ -16,18 +15,13 @@ class ExpertActor:
     """Scores images; keeps no state between calls, so a call can be repeated anywhere."""
 
     def __init__(self, kind: str, path: str, dtype: str, batch_size: int, options: dict[str, Any]):
-        self.usage = Usage()
         with uncollected():
             self.expert = load_expert(kind, path, device=take_device(), dtype=dtype, batch_size=batch_size, **options)
 
     def score(self, rollouts: pa.RecordBatch, prompts: list[dict[str, Any]]) -> pa.RecordBatch:
         """`Scores` of a `Rollouts` batch. `prompts`: the prompt rows of its samples' prompts, by prompt_id."""
-        with self.usage("score", len(rollouts), rollouts.nbytes):
-            samples = Rollouts.from_arrow(rollouts)
-            by_id = {prompt["prompt_id"]: prompt for prompt in prompts}
-            scores = self.expert.score(samples.pixels, [by_id[prompt_id] for prompt_id in samples.prompt_id])
-            check_finite(self.expert.name, scores)
-            return Scores(np.asarray(scores.scores, np.float32), list(scores.status), list(scores.errors)).to_arrow()
-
-    def used(self) -> Used:
-        return self.usage.report()
+        samples = Rollouts.from_arrow(rollouts)
+        by_id = {prompt["prompt_id"]: prompt for prompt in prompts}
+        scores = self.expert.score(samples.pixels, [by_id[prompt_id] for prompt_id in samples.prompt_id])
+        check_finite(self.expert.name, scores)
+        return Scores(np.asarray(scores.scores, np.float32), list(scores.status), list(scores.errors)).to_arrow()

@@ -10,7 +10,6 @@ import ray
 
 from actors.network import use_nodes_interface
 from actors.startup import take_device, uncollected
-from actors.usage import Usage, Used
 from t2ir1_ray.config import LearnerConfig, PolicyConfig
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ class LearnerActor:
         guidance: float,
         steps: int,
     ):
-        self.usage = Usage()
         with uncollected():
             from learner.rank import LearnerRank
 
@@ -52,8 +50,7 @@ class LearnerActor:
 
     def step(self, batch: pa.RecordBatch, on_policy: bool) -> dict[str, Any]:
         """One update on this rank's share of the batch; metrics are reduced over ranks."""
-        with self.usage("learn", len(batch), batch.nbytes):
-            return self.rank.step(batch, on_policy)
+        return self.rank.step(batch, on_policy)
 
     def version_bytes(self) -> int:
         """Of the parameters that training changes."""
@@ -66,16 +63,14 @@ class LearnerActor:
         """
         from actors.weights import Digest, Weights
 
-        with self.usage("publish") as call:
-            state, digest = {}, Digest()
-            for name, tensor in self.rank.gather_trainable():
-                if self.rank.rank == 0:
-                    digest.add(name, tensor)
-                    state[name] = tensor.cpu()
-            if self.rank.rank:
-                return None, None
-            call.moved = sum(tensor.nbytes for tensor in state.values())
-            return Weights.pack(version, state), digest.hexdigest()
+        state, digest = {}, Digest()
+        for name, tensor in self.rank.gather_trainable():
+            if self.rank.rank == 0:
+                digest.add(name, tensor)
+                state[name] = tensor.cpu()
+        if self.rank.rank:
+            return None, None
+        return Weights.pack(version, state), digest.hexdigest()
 
     def layout(self) -> dict[str, list[Any]]:
         """Names, dtypes and shapes of what `send` sends, in its order."""
@@ -92,8 +87,7 @@ class LearnerActor:
 
     def send(self) -> str:
         """The current parameters to all rollout actors; returns their digest on rank 0."""
-        with self.usage("send"):
-            return self.sender.send()
+        return self.sender.send()
 
     def write_checkpoint(self, folder: str) -> dict[str, int]:
         """Write the policy as a checkpoint that plain transformers loads, and beside it what `restore_state` needs.
@@ -107,6 +101,3 @@ class LearnerActor:
     def restore_state(self, folder: str, ranks: int) -> None:
         """Go on where `write_checkpoint` was called on so many ranks: exactly, if they are as many as now."""
         self.rank.restore_state(Path(folder), ranks)
-
-    def used(self) -> Used:
-        return self.usage.report()

@@ -3,7 +3,6 @@
 import pyarrow as pa
 
 from actors.startup import take_device, uncollected
-from actors.usage import Usage, Used
 from t2ir1_ray.config import PolicyConfig
 from t2ir1_ray.records.schema import ReferenceLogprobs, Rollouts
 
@@ -16,7 +15,6 @@ class ReferenceActor:
         self.tokens_per_batch = tokens_per_batch
         self.temperature = temperature
         self.guidance = guidance
-        self.usage = Usage()
         with uncollected():
             from t2ir1_ray.janus.policy import PromptFormat, load_model, load_tokenizer
 
@@ -28,17 +26,13 @@ class ReferenceActor:
         from learner.logprobs import score_rollouts
         from learner.packing import Sequences
 
-        with self.usage("logprobs", len(rollouts), rollouts.nbytes):
-            samples = Rollouts.from_arrow(rollouts)
-            semantic, image = score_rollouts(
-                self.model,
-                Sequences.of(samples),
-                tokens_per_batch=self.tokens_per_batch,
-                temperature=self.temperature,
-                guidance=self.guidance,
-                pad_id=self.pad_id,
-            )
-            return ReferenceLogprobs(semantic, image).to_arrow()
-
-    def used(self) -> Used:
-        return self.usage.report()
+        samples = Rollouts.from_arrow(rollouts)
+        semantic, image = score_rollouts(
+            self.model,
+            Sequences.of(samples),
+            tokens_per_batch=self.tokens_per_batch,
+            temperature=self.temperature,
+            guidance=self.guidance,
+            pad_id=self.pad_id,
+        )
+        return ReferenceLogprobs(semantic, image).to_arrow()

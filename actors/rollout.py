@@ -10,7 +10,6 @@ from actors.network import use_nodes_interface
 from actors.sampling import Sampling
 from actors.startup import uncollected
 from actors.transfer import PACKING
-from actors.usage import Usage, Used
 from t2ir1_ray.config import PolicyConfig, RolloutConfig
 from t2ir1_ray.errors import RunError
 from t2ir1_ray.records.schema import PROMPT_SCHEMA
@@ -26,7 +25,6 @@ class RolloutActor:
         self, policy: PolicyConfig, rollout: RolloutConfig, awaits_weights: bool = True, on_checkpoint: bool = False
     ):
         """`awaits_weights`, `on_checkpoint`: as of `Sampler`."""
-        self.usage = Usage()
         with uncollected():
             from actors.sampler import Sampler
         with uncollected():
@@ -34,8 +32,7 @@ class RolloutActor:
 
     def take_version(self, weights: "Weights") -> tuple[int, str]:
         """Replace the trained parameters; returns the version and the digest of what the model took in."""
-        with self.usage("load", moved=sum(buffer.nbytes for buffer in weights.buffers.values())):
-            return weights.version, self.sampler.take_version(weights.version, weights.unpack())
+        return weights.version, self.sampler.take_version(weights.version, weights.unpack())
 
     def join_transfer(self, host: str, port: int, world_size: int, rank: int) -> None:
         """Enter the group in which policy versions come over NCCL. It and what follows: see `actors.transfer`."""
@@ -69,12 +66,6 @@ class RolloutActor:
                 raise RunError(f"holds version {held} instead of {version}, and NCCL transfers cannot be replayed")
             self.take_version(ray.get(weights[0]))
         rows = [prompt for prompt in prompts.cast(PROMPT_SCHEMA).to_pylist() for _ in range(sampling.group_size)]
-        size = sampling.group_size
-        with self.usage("generate", len(rows)) as call:
-            samples = self.sampler.sample(rows, list(range(size)) * len(prompts), sampling)
-            groups = [samples.take(range(start, start + size)).to_arrow() for start in range(0, len(rows), size)]
-            call.moved = sum(group.nbytes for group in groups)
-        yield from (group for group in groups)  # of a generator: Ray sends into it
-
-    def used(self) -> Used:
-        return self.usage.report()
+        samples = self.sampler.sample(rows, list(range(sampling.group_size)) * len(prompts), sampling)
+        for start in range(0, len(rows), sampling.group_size):
+            yield samples.take(range(start, start + sampling.group_size)).to_arrow()

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from actors.usage import Used
 from t2ir1_ray.storage import write_whole
 
 PHASES = ("rollout", "score", "learn", "step")
@@ -42,7 +41,7 @@ class Timeline:
     """Phases as they end. `with timeline("learn", step): ...` may run on any thread."""
 
     def __init__(self) -> None:
-        self._origin, self._began = time.perf_counter(), time.time()
+        self._origin = time.perf_counter()
         self._events: list[_Event] = []
 
     @contextmanager
@@ -60,11 +59,8 @@ class Timeline:
                 found[f"time/{event.phase}_s"] += event.end - event.begin
         return {f"time/{phase}_s": None for phase in ("rollout", "score")} | found
 
-    def write(self, path: Path, actors: Mapping[str, Used]) -> None:
-        """Phases, and what actors did, in the trace event format that chrome://tracing and ui.perfetto.dev open.
-
-        The driver is process 0, each actor one of its own with a name and `peak_gb`; clocks are those of their nodes.
-        """
+    def write(self, path: Path) -> None:
+        """All phases in the trace event format that chrome://tracing and ui.perfetto.dev open."""
         events = [
             {
                 "name": event.phase,
@@ -77,11 +73,4 @@ class Timeline:
             }
             for event in self._events
         ]
-        for number, (name, used) in enumerate(actors.items(), 1):
-            about = {"name": name, "peak_gb": used.peak_gb}
-            events.append({"name": "process_name", "ph": "M", "pid": number, "args": about})
-            for call in used.calls:
-                begin, took = call.begin - self._began, call.end - call.begin
-                event = {"name": call.what, "ph": "X", "ts": 1e6 * begin, "dur": 1e6 * took, "pid": number, "tid": name}
-                events.append(event | {"args": {"images": call.images, "bytes": call.moved}})
         write_whole(path, json.dumps({"traceEvents": events}))
