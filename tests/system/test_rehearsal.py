@@ -18,9 +18,9 @@ def test_a_rehearsal_says_what_every_role_did_and_leaves_nothing(
     train.main(["--config", "janus_pro_1b", "--rehearse-scale", "0.05", f"journal.root={tmp_path}", *SMALLER])
     said = capsys.readouterr().out
     assert "step 3/3" in said
-    table = said[said.index("\nrehearsal: ") :]
-    assert re.match(r"\nrehearsal: \d+\.\d s a step", table)
-    rows = {line.split()[0]: line.split() for line in table.splitlines() if line.split()[0] in ROLES}
+    heading, *table = said[said.index("\nrehearsal: ") :].strip().splitlines()
+    assert re.match(r"rehearsal: \d+\.\d s a step", heading)
+    rows = {line.split()[0]: line.split() for line in table if line.split()[0] in ROLES}
     assert rows.keys() == ROLES
     for role, (_, actors, seconds, images, peak, *_) in rows.items():
         assert int(actors) == (2 if role == "rollout" else 1)
