@@ -21,7 +21,7 @@ from actors.placement import Placement, Role
 from actors.reference import ReferenceActor
 from actors.rollout import RolloutActor
 from actors.sampling import Sampling
-from actors.startup import DETERMINISTIC
+from actors.startup import DETERMINISTIC, peak_gb
 from actors.transfer import Transfer, check_confirmed
 from actors.watch import Watch, table_entry
 from rewards.base import ExpertScores
@@ -355,6 +355,12 @@ class Cluster:
         found = {who: int(table_entry(actor)["NumRestarts"]) for who, actor in self._actors().items()}
         self.activity.note_restarts(found)
         return sum(found.values())
+
+    def peak_memory(self) -> dict[str, float]:
+        """GB that every actor has held at most so far (`startup.peak_gb`), answered behind what it is doing."""
+        calls = {who: actor.__ray_call__.remote(peak_gb) for who, actor in self._actors().items()}
+        answers = wait_for_all(calls, "report", self.config.cluster.call_timeout_s, self.watch.look)
+        return dict(zip(calls, answers, strict=True))
 
     def _pools(self) -> list[Pool]:
         return [self.rollouts, *self.experts.values(), *([self.reference] if self.reference else [])]

@@ -3,6 +3,7 @@
 import atexit
 import gc
 import os
+import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +49,14 @@ def take_device() -> str:
         return "cpu"
     torch.backends.cuda.enable_cudnn_sdp(False)
     return "cuda"
+
+
+def peak_gb(_: object = None) -> float:
+    """GB that this process has held at most: of its GPU as torch reserved it, without one of the host's memory."""
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def _check_visible(seen: int) -> None:

@@ -11,6 +11,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from t2ir1_ray.checkpoints import tokenizer as tokenizers
 from t2ir1_ray.checkpoints.folder import hub_snapshot
+from t2ir1_ray.checkpoints.random_weights import drawn, has_random_weights
 from t2ir1_ray.checkpoints.weights import read_tensors
 from t2ir1_ray.errors import UserError
 
@@ -44,9 +45,13 @@ def load_pretrained(
     does not know are ignored, as transformers does: published checkpoints carry old buffers.
     """
     disable_progress_bar()
+    config = config or model_class.config_class.from_pretrained(path, **settings)
+    if has_random_weights(Path(path)):
+        with drawn(device, getattr(torch, dtype)):
+            return model_class(config).to(device).requires_grad_(False).eval()
     model, report = model_class.from_pretrained(
         None,
-        config=config or model_class.config_class.from_pretrained(path, **settings),
+        config=config,
         state_dict=read_tensors(Path(path), FIELD),
         dtype=getattr(torch, dtype),
         key_mapping=key_mapping,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rewards.checkpoint import FIELD, checkpoint_path, load_tokenizer
 from t2ir1_ray.checkpoints.folder import refuse
+from t2ir1_ray.checkpoints.random_weights import drawn, has_random_weights
 from t2ir1_ray.checkpoints.weights import only_weight_file
 from t2ir1_ray.errors import UserError
 
@@ -30,12 +31,18 @@ def load_clip(path: str, arch: str, device: str, dtype: str) -> tuple[torch.nn.M
     path: a weights file (or a folder with one), whose architecture is `arch`; or a folder in open_clip's own layout
         (open_clip_config.json, open_clip_model.safetensors, tokenizer files), which says its architecture itself.
     """
-    weights, architecture = _locate(checkpoint_path(path), arch)
+    folder = checkpoint_path(path)
+    random = has_random_weights(Path(folder))
+    weights, architecture = ("", f"{LOCAL}{folder}") if random else _locate(folder, arch)
     config = open_clip.get_model_config(architecture)
     if config is None:
         raise UserError(f"expert arch: {arch!r} is not known to open_clip: see open_clip.list_models()")
-    model = open_clip.CLIP(**config).to(device, getattr(torch, dtype))
-    model.load_state_dict(load_state_dict(weights, weights_only=True), strict=True)
+    if random:
+        with drawn(device, getattr(torch, dtype)):
+            model = open_clip.CLIP(**config)
+    else:
+        model = open_clip.CLIP(**config).to(device, getattr(torch, dtype))
+        model.load_state_dict(load_state_dict(weights, weights_only=True), strict=True)
     return model.requires_grad_(False).eval(), _tokenizer(architecture, config)
 
 

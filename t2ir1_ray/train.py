@@ -24,14 +24,25 @@ def main(arguments: Sequence[str]) -> None:
         help="resume although settings or prompts have changed that its figures depend on",
     )
     parser.add_argument("--profile", action="store_true", help="write RUN/trace.json for chrome://tracing")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="three steps without checkpoints: random weights of the real sizes"
+    )
+    parser.add_argument("--rehearse-scale", type=float, metavar="SHARE", help="of every size of the models, e.g. 0.05")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. train.steps=3 train.seed=1")
     options = parser.parse_args(arguments)
     profile = ["journal.profile=true"] if options.profile else []
     config, run = configured(options.config, options.overrides + profile, options.resume, options.force)
-
     if fault := configuration.in_submitted_copy(run):
         key = "--resume" if options.resume else "journal.root"
         raise UserError(f"{key}={options.resume or config.journal.root}: {fault}")
+    if options.rehearse or options.rehearse_scale is not None:
+        rehearse(config, 1.0 if options.rehearse_scale is None else options.rehearse_scale, options.resume)
+    else:
+        run_training(config, run, resume=options.resume is not None)
+
+
+def run_training(config: Config, run: Path, resume: bool = False) -> None:
+    """After the last checks that need no actor."""
     with uncollected():  # after the configuration is known to be good: these imports take seconds
         from actors.connect import joined_address
         from t2ir1_ray.doctor import preflight
@@ -46,11 +57,26 @@ def main(arguments: Sequence[str]) -> None:
         for line in preflight(config):
             print(line)
     try:
-        train(config, run, resume=options.resume is not None)
+        train(config, run, resume)
     except RunError as error:
         if "--resume" in str(error) or not any((run / "checkpoints").glob("step_*")):
             raise
         raise RunError(f"{error}: go on with --resume {run}") from None
+
+
+def rehearse(config: Config, scale: float, resume: Path | None) -> None:
+    """Train a few steps with random weights, say what they took, and leave nothing unless journal.name is given."""
+    if resume:
+        raise UserError("--rehearse: begins a run of its own: leave --resume out")
+    if not 0 < scale <= 1:
+        raise UserError(f"--rehearse-scale: {scale}: must be greater than 0 and at most 1")
+    with uncollected():
+        from t2ir1_ray.rehearsal.prepare import rehearsal
+        from t2ir1_ray.rehearsal.report import report
+
+    with rehearsal(config, scale) as (rehearsed, run):
+        run_training(rehearsed, run)
+        print(report(rehearsed, run))
 
 
 def configured(name: str | None, overrides: Sequence[str], resume: Path | None, force: bool) -> tuple[Config, Path]:

@@ -89,13 +89,15 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
                 accuracy = metrics.get("heldout/accuracy")
                 journal.write(metrics, experience)
                 done = step
-                if step == steps or (config.journal.save_every and step % config.journal.save_every == 0):
+                due = config.journal.save_every and step % config.journal.save_every == 0
+                if due or (step == steps and config.journal.save_last):
                     journal.add_checkpoint(step, accuracy, write_all)
                     saved = step
 
             if termination.asked.is_set():
-                if done > saved:
+                if done > saved and config.journal.save_last:
                     journal.add_checkpoint(done, accuracy, partial(write_all, timeout_s=ROLLOUTS_S))
-                raise RunError(f"asked to end after step {done} of {steps}: go on with --resume {run}")
-        if config.journal.profile:
-            timeline.write(run / "trace.json")
+                go_on = f": go on with --resume {run}" if saved or config.journal.save_last else ""
+                raise RunError(f"asked to end after step {done} of {steps}{go_on}")
+            if config.journal.profile:
+                timeline.write(run / "trace.json", cluster.peak_memory())

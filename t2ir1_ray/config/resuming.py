@@ -53,7 +53,7 @@ _TABLE = {
     "train": {Change.FORCED: "steps seed mode max_staleness deterministic"},
     "eval": {Change.FORCED: "prompts verifier every count seed"},
     "journal": {
-        Change.FREE: "dump_every images_every save_every keep_last trackers profile",
+        Change.FREE: "dump_every images_every save_every save_last keep_last trackers profile",
         Change.FIXED: "root name",  # the run lies where it lies
     },
     "cluster": {

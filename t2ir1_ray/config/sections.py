@@ -135,9 +135,10 @@ class JournalConfig:
     dump_every: int = 1  # steps between Parquet dumps of rollouts with rewards; 0: never
     images_every: int = 10  # steps between image grids in TensorBoard; 0: never
     save_every: int = 0  # steps between checkpoints, from which a run can be resumed; 0: the final one only
+    save_last: bool = True  # a checkpoint when a run ends, by itself or because it was asked to
     keep_last: int = 2  # newest checkpoints that stay, besides the one with the best held-out accuracy; 0: all
     trackers: list[str] = field(default_factory=list)  # wandb, mlflow: offline unless their environment says otherwise
-    profile: bool = False  # write trace.json, a Chrome trace of the phases of all steps
+    profile: bool = False  # write trace.json, a Chrome trace of all steps, with the actors' peaks of memory
 
 
 @dataclass

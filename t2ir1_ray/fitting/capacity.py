@@ -130,8 +130,8 @@ class RunSize:
 
 def run_size(config: Config, shapes: Shapes) -> RunSize:
     journal = config.journal
-    checkpoint = checkpoint_bytes(config, shapes) / GB
-    saves = max(1, config.train.steps // journal.save_every) if journal.save_every else 1
+    saves = max(1, config.train.steps // journal.save_every) if journal.save_every else int(journal.save_last)
+    checkpoint = checkpoint_bytes(config, shapes) / GB if saves else 0.0
     kept = min(saves, journal.keep_last + 1 if journal.keep_last else saves)  # + 1: the best
     kept += saves > 1  # the one that is being written
     dumps = config.train.steps // journal.dump_every if journal.dump_every else 0

@@ -10,6 +10,8 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+from t2ir1_ray.checkpoints.random_weights import has_random_weights, random_parameters
+
 GB = 1e9
 
 
@@ -60,6 +62,8 @@ def count_parameters(path: str) -> int | None:
     place = locate(path)
     if place is None:
         return None
+    if has_random_weights(place):
+        return random_parameters(place)
     names = [place] if place.is_file() else sorted(place.rglob("*.safetensors"))
     names = names or [file for pattern in ("*.bin", "*.pt", "*.pth") for file in sorted(place.rglob(pattern))]
     counts = [_count_safetensors(f) if f.suffix == ".safetensors" else _count_pickled(f) for f in names]

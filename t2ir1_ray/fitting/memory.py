@@ -33,9 +33,9 @@ VQ_BATCH, VQ_MAPS = 64, 5
 """Images that become pixels at once (actors/sampler.py), and feature maps of full size while they do: three on a CPU,
 five on an H200 with the convolution's workspace."""
 
-BATCH = {"hps": 0.0042, "git": 0.32, "blip": 0.32, "grounding_dino": 1.25, "orm": 0.0074}
+BATCH = {"hps": 0.0042, "git": 0.32, "grounding_dino": 1.25, "orm": 0.0074}
 """Kind of expert -> numbers that one image of a batch takes at most, for each of the model's parameters: peaks of 16
-images on an H200 (0.26, 8.2, 13.8 GB in float32, ORM 1.9 in bfloat16); BLIP has GIT's tower and size of images."""
+images on an H200 (0.26, 8.2, 13.8 GB in float32, ORM 1.9 in bfloat16)."""
 
 
 @dataclass(frozen=True)

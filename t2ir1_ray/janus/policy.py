@@ -19,10 +19,12 @@ from transformers import JanusConfig, JanusForConditionalGeneration, PreTrainedT
 
 from t2ir1_ray.checkpoints import tokenizer as tokenizers
 from t2ir1_ray.checkpoints.folder import read_config, refuse, resolve_checkpoint
+from t2ir1_ray.checkpoints.random_weights import has_random_weights
 from t2ir1_ray.checkpoints.weights import read_tensors
 from t2ir1_ray.config import PolicyConfig
 from t2ir1_ray.errors import UserError
 from t2ir1_ray.janus import layout as janus_layout
+from t2ir1_ray.janus.random_policy import random_policy
 from t2ir1_ray.janus.rounding import round_as_engines
 
 BEGIN_OF_IMAGE = "<begin_of_image>"
@@ -118,7 +120,10 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 def load_state_dict(path: str) -> dict[str, Tensor]:
     """All tensors of the checkpoint under transformers' names, on the CPU, in the dtype they are stored in."""
-    tensors = read_tensors(resolve_checkpoint(path, "policy.path"), "policy.path")
+    folder = resolve_checkpoint(path, "policy.path")
+    if has_random_weights(folder):
+        return random_policy(load_config(path))
+    tensors = read_tensors(folder, "policy.path")
     if any(name.startswith("gen_vision_model.") for name in tensors):
         return janus_layout.to_hf(tensors)
     return tensors

@@ -59,8 +59,11 @@ class Timeline:
                 found[f"time/{event.phase}_s"] += event.end - event.begin
         return {f"time/{phase}_s": None for phase in ("rollout", "score")} | found
 
-    def write(self, path: Path) -> None:
-        """All phases in the trace event format that chrome://tracing and ui.perfetto.dev open."""
+    def write(self, path: Path, peaks: Mapping[str, float]) -> None:
+        """All phases in the trace event format that chrome://tracing and ui.perfetto.dev open.
+
+        peaks: actor -> GB that it held at most; the trace has them as `peak_gb` in otherData.
+        """
         events = [
             {
                 "name": event.phase,
@@ -73,4 +76,4 @@ class Timeline:
             }
             for event in self._events
         ]
-        write_whole(path, json.dumps({"traceEvents": events}))
+        write_whole(path, json.dumps({"traceEvents": events, "otherData": {"peak_gb": dict(peaks)}}))

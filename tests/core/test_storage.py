@@ -39,7 +39,7 @@ def trace(path: Path) -> None:
     for step in range(100):
         with timeline("learn", step):
             pass
-    timeline.write(path)
+    timeline.write(path, {})
 
 
 def grid(path: Path) -> None:

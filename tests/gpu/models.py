@@ -1,13 +1,12 @@
 """Janus models of real and of tiny sizes with random weights, made on the device."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from transformers import JanusConfig, JanusForConditionalGeneration
 
+from t2ir1_ray.checkpoints.random_weights import drawn
 from t2ir1_ray.janus.layout import hf_config
 from tests.gpu.measure import DEVICE
 from tests.tiny_janus import tiny_config
@@ -47,25 +46,12 @@ def janus_config(size: Size) -> JanusConfig:
     )
 
 
-@contextmanager
-def drawn(dtype: torch.dtype) -> Iterator[None]:
-    """Modules made inside get this dtype and lie on the device, their random weights are always the same."""
-    default = torch.get_default_dtype()
-    torch.manual_seed(0)
-    torch.set_default_dtype(dtype)
-    try:
-        with DEVICE:
-            yield
-    finally:
-        torch.set_default_dtype(default)
-
-
 def random_janus(size: Size | None, dtype: torch.dtype, scale: float = 1.0) -> JanusForConditionalGeneration:
     """Without what makes no tokens (vision tower, aligner, VQ model). `size=None`: the tests' tiny Janus.
 
     scale: of matrices, so that distributions come away from uniform; other than 1, norms get weights like trained ones.
     """
-    with drawn(dtype):
+    with drawn(DEVICE.type, dtype):
         janus = JanusForConditionalGeneration(janus_config(size) if size else tiny_config(kv_heads=2))
     for unused in ("vision_model", "aligner", "vqmodel"):
         delattr(janus.model, unused)

@@ -23,7 +23,7 @@ from transformers import (
     SwinConfig,
 )
 
-from t2ir1_ray.shapes.recipes.expert_tokenizer import SPECIAL, save_word_tokenizer
+from t2ir1_ray.checkpoints.word_tokenizers import SPECIAL, save_word_tokenizer
 
 WORDS = [
     *SPECIAL,

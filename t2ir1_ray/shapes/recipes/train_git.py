@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from transformers import CLIPImageProcessor, GitConfig, GitForCausalLM, PreTrainedTokenizerFast
 
-from t2ir1_ray.shapes.recipes.expert_tokenizer import SPECIAL, save_word_tokenizer
+from t2ir1_ray.checkpoints.word_tokenizers import SPECIAL, save_word_tokenizer
 from t2ir1_ray.shapes.recipes.expert_training import (
     ATTRIBUTE_SIZES,
     PATCH_SIDE,

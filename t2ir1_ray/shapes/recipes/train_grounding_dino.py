@@ -27,7 +27,7 @@ from transformers import (
 from transformers.models.grounding_dino.modeling_grounding_dino import GroundingDinoFusionLayer
 
 from rewards.grounding_dino import caption_of, mend_transformers, token_weights
-from t2ir1_ray.shapes.recipes.expert_tokenizer import save_word_tokenizer
+from t2ir1_ray.checkpoints.word_tokenizers import save_word_tokenizer
 from t2ir1_ray.shapes.recipes.expert_training import (
     ATTRIBUTE_SIZES,
     PATCH_SIDE,

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from t2ir1_ray.checkpoints.word_tokenizers import SPECIAL, save_word_tokenizer
 from t2ir1_ray.shapes.recipes.expert_samples import prompt_words, right_and_wrong
-from t2ir1_ray.shapes.recipes.expert_tokenizer import SPECIAL, save_word_tokenizer
 from t2ir1_ray.shapes.recipes.expert_training import (
     PATCH_SIDE,
     Progress,

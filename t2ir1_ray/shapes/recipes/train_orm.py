@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerFast
 
+from t2ir1_ray.checkpoints.word_tokenizers import SPECIAL, save_word_tokenizer
 from t2ir1_ray.shapes.prompts import plural
 from t2ir1_ray.shapes.recipes.expert_samples import judged_sample, prompt_words
-from t2ir1_ray.shapes.recipes.expert_tokenizer import SPECIAL, save_word_tokenizer
 from t2ir1_ray.shapes.recipes.expert_training import (
     ATTRIBUTE_SIZES,
     PATCH_SIDE,

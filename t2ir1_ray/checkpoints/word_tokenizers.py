@@ -1,6 +1,6 @@
-"""Word-level tokenizers in Hugging Face's own file format for the tiny experts of the shapes world."""
+"""Tokenizers of whole words in Hugging Face's own file format: of the shapes world's models, and of rehearsals."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -11,6 +11,27 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+"""Of experts."""
+CONTROL = {
+    "bos_token": "<｜begin▁of▁sentence｜>",
+    "eos_token": "<｜end▁of▁sentence｜>",
+    "pad_token": "<｜▁pad▁｜>",
+    "unk_token": "<unk>",
+}
+IMAGE_CONTROL = {
+    "boi_token": "<begin_of_image>",
+    "eoi_token": "<end_of_image>",
+    "image_token": "<image_placeholder>",
+}
+"""Of Janus, which says so in its tokenizer: the text of a conversation, and what stands around an image."""
+
+
+def janus_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Janus' control tokens and then these words, in id order; a text decodes with blanks between its words."""
+    vocabulary = dict.fromkeys((*CONTROL.values(), *IMAGE_CONTROL.values(), *words))
+    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(vocabulary)}, CONTROL["unk_token"]))
+    tokenizer.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **CONTROL, extra_special_tokens=IMAGE_CONTROL)
 
 
 def word_tokenizer(
