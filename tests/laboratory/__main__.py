@@ -234,7 +234,7 @@ def main(names: Sequence[str]) -> int:
             begin = time.monotonic()
             try:
                 found = CASES[name](cluster)
-            except (AssertionError, RuntimeError, TimeoutError, subprocess.TimeoutExpired) as error:
+            except (AssertionError, RuntimeError, TimeoutError, subprocess.SubprocessError) as error:
                 failed += 1
                 found = f"FAILED: {error}"
             print(f"{name} ({time.monotonic() - begin:.0f} s): {found}", flush=True)

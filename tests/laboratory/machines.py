@@ -100,6 +100,7 @@ class Machine:
         _do("ip", "link", "set", self._link, "down")
         os.kill(self._first, signal.SIGKILL)
         self._shell.wait(30)
+        _do("ip", "link", "del", self._link)  # by itself it goes some time after the last process
 
     @property
     def on(self) -> bool:
