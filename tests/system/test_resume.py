@@ -4,42 +4,83 @@ import json
 import os
 import signal
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from t2ir1_ray import config
 from t2ir1_ray.errors import UserError
+from t2ir1_ray.report_page import read_run
 from t2ir1_ray.train import main
 from t2ir1_ray.trainer import train
-from tests.system.runs import assert_same_metrics, command_line, interrupt, metrics, started
+from tests.system.browser import CHROMIUM, need_chromium
+from tests.system.following import Onlooker
+from tests.system.runs import STEPS, assert_same_metrics, command_line, interrupt, metrics, started
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
 
-def test_a_run_that_is_terminated_and_then_killed_goes_on_exactly(whole: Path, tmp_path: Path) -> None:
-    run = tmp_path / "torn"
-    code, errors, seconds = interrupt(run, 3, psutil.Process.terminate, *command_line(run))
-    assert code == 1
-    assert errors.strip().count("\n") == 0, errors
-    assert "asked to end after step" in errors
-    assert f"--resume {run}" in errors
-    assert seconds < 30
-    saved = json.loads((max((run / "checkpoints").glob("step_*")) / "state.json").read_text())
-    assert saved["step"] == len(metrics(run)) - 1
+@pytest.fixture(scope="module")
+def torn(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Onlooker | None]:
+    """A run that is terminated, goes on, is killed in the middle of a line, and goes on to its end; and who watched it
+    in Chromium all the while, where this machine has one."""
+    run = tmp_path_factory.mktemp("resumed") / "torn"
+    onlooker = Onlooker(run)
+    with onlooker if CHROMIUM else nullcontext():
+        code, errors, seconds = interrupt(run, 3, psutil.Process.terminate, *command_line(run))
+        assert code == 1
+        assert errors.strip().count("\n") == 0, errors
+        assert "asked to end after step" in errors
+        assert f"--resume {run}" in errors
+        assert seconds < 30
+        saved = json.loads((max((run / "checkpoints").glob("step_*")) / "state.json").read_text())
+        assert saved["step"] == len(metrics(run)) - 1
 
-    code, _, _ = interrupt(run, saved["step"] + 1, psutil.Process.kill, "--resume", str(run))
-    assert code == -signal.SIGKILL
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 9')  # killed in the middle of a line
-    (run / "checkpoints" / ".step_000009.partial").mkdir()
-    train(config.load(str(run / "config.yaml")), run, resume=True)
+        code, _, _ = interrupt(run, saved["step"] + 1, psutil.Process.kill, "--resume", str(run))
+        assert code == -signal.SIGKILL
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 9')  # killed in the middle of a line
+        (run / "checkpoints" / ".step_000009.partial").mkdir()
+        train(config.load(str(run / "config.yaml")), run, resume=True)
+        if CHROMIUM:
+            onlooker.wait_for(state="finished", step=STEPS)
+    return run, onlooker if CHROMIUM else None
+
+
+def test_a_run_that_is_terminated_and_then_killed_goes_on_exactly(whole: Path, torn: tuple[Path, Any]) -> None:
+    run, _ = torn
     assert_same_metrics(metrics(whole), metrics(run), tolerance=0)
     assert not list((run / "checkpoints").glob(".*"))
     assert sorted(p.name for p in (run / "rollouts").iterdir()) == sorted(
         p.name for p in (whole / "rollouts").iterdir()
     )
+    assert not (run / "now.json").exists()
+
+
+def test_who_watches_such_a_run_sees_it_all(torn: tuple[Path, Onlooker | None]) -> None:
+    """From an empty folder to the last step, without a reload."""
+    need_chromium()
+    run, onlooker = torn
+    assert onlooker.complaints == []
+    told = [(shown["state"], shown["words"]) for shown in onlooker.seen]
+    (ended,) = [place for place, (state, words) in enumerate(told) if state == "ended" and "asked to end" in words][:1]
+    starts = [place for place, (state, words) in enumerate(told) if "to go on behind step" in words]
+    assert told[0] == ("waiting", "for the run to begin")
+    assert "starting" in [state for state, _ in told[:ended]]
+    assert "training" in [state for state, _ in told[:ended]]
+    assert starts[0] > ended
+    assert len({words for _, words in told if "to go on behind step" in words}) >= 1
+    steps = [shown["step"] for shown in onlooker.seen if shown["step"] is not None]
+    falls = [(a, b) for a, b in zip(steps, steps[1:], strict=False) if b < a]
+    assert len(falls) <= 1, "only what was behind the last checkpoint when it was killed"
+    assert steps[-1] == STEPS
+    assert onlooker.seen[-1]["lanes"] == 2 + 4, "an axis, whom all wait for, and an actor of each kind"
+    history = read_run(run).history
+    assert [tile["step"] for tile in history.tiles if tile["kind"] == "step"] == list(range(STEPS + 1))
+    assert len(history.began) == 3
 
 
 def test_a_changed_run_is_refused_unless_forced(whole: Path) -> None:
