@@ -1,4 +1,4 @@
-"""What the nodes of a run must agree on: before its actors start the run folder and the checkpoints, then its own."""
+"""What the nodes of a run must agree on: run folder and checkpoints before it starts, later what the learner writes."""
 
 import hashlib
 import secrets

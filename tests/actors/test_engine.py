@@ -1,6 +1,6 @@
 """Text engine and image decoder against transformers on the same weights, before and after weight updates."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from transformers import JanusForConditionalGeneration
 
 from actors.image_decoder import ImageDecoder, to_pixels
 from actors.text_engine import Plan, TextEngine
+from actors.weights import checksum
 from t2ir1_ray.janus.policy import freeze
 from tests.actors.plain_images import EOS, LONG, PAD, PROMPTS, greedy_image, image_prompts, unconditional
 from tests.tiny_janus import IMAGE_CODES, IMAGE_TOKENS, tiny_model
@@ -17,9 +18,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[TextEngine]:
-    engine = TextEngine(
-        tiny_model().config, "float32", max_prompt=48, max_new=32, max_sequences=16, kv_cache_gb=0.03125
-    )
+    sizes = {"max_prompt": 48, "max_new": 32, "max_sequences": 16, "kv_cache_gb": 0.03125}
+    engine = TextEngine(tiny_model().config, "float32", **sizes, nccl_transfer=True)  # with both ways of an update
     yield engine
     engine.close()
 
@@ -104,6 +104,46 @@ def test_a_partial_update_of_the_trained_parameters_reaches_plans_and_images(eng
     prompts = image_prompts()
     found = decoder.generate(prompts, list(map(unconditional, prompts)), range(4), 5.0, 0.0)
     assert found.ids.tolist() == [greedy_image(model, prompt, 5.0) for prompt in prompts]
+
+
+class InProcess:
+    """Stands in for NCCL's group: each broadcast brings the next of the sender's tensors."""
+
+    def __init__(self, sent: Iterable[torch.Tensor]):
+        self.sent = iter(sent)
+
+    def broadcast(self, tensor: torch.Tensor, src: int, stream: None) -> None:
+        tensor.copy_(next(self.sent))
+
+    def destroy(self) -> None: ...
+
+
+def test_an_update_over_nccl_reaches_plans_and_images(engine: TextEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's receiving end with all but NCCL itself; a second update follows on the same group."""
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    receiver = engine._llm.llm_engine.model_executor.driver_worker.worker.weight_transfer_engine
+    engine.take_weights(tiny_model(0).state_dict())
+    prompts = image_prompts()
+    for seed in (3, 5):
+        model = tiny_model(seed)
+        trained = {name: parameter.detach() for name, parameter in freeze(model).items()}
+        receiver.model_update_group = InProcess(trained.values())
+        engine.start_update()
+        engine.receive_update(
+            {
+                "names": list(trained),
+                "dtype_names": ["float32"] * len(trained),
+                "shapes": [list(tensor.shape) for tensor in trained.values()],
+            }
+        )
+        assert engine.finish_update() == checksum(trained)
+        frozen = {name: t for name, t in tiny_model(0).state_dict().items() if name not in trained}
+        model.load_state_dict({**model.state_dict(), **frozen})
+        assert_plans_match(engine.generate(PROMPTS, range(4), 1.0, EOS), model)
+        found = ImageDecoder(engine.trunk, PAD, IMAGE_TOKENS).generate(
+            prompts, list(map(unconditional, prompts)), range(4), 5.0, 0.0
+        )
+        assert found.ids.tolist() == [greedy_image(model, prompt, 5.0) for prompt in prompts]
 
 
 def test_without_the_prefix_cache_reset_plans_would_be_stale(

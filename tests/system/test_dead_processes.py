@@ -126,7 +126,7 @@ def test_every_wait_names_who_does_not_answer(local_ray: None, tmp_path: Path) -
         cluster.held = Published(7, None, [])  # as after a restart, when NCCL has brought the weights
         with pytest.raises(RunError, match="^rollout 0: holds version 0 instead of 7"):
             list(cluster.sample(prompts, sampling, 2))
-        settings.cluster.call_timeout_s = 1.0
+        settings.cluster.call_timeout_s = settings.cluster.load_timeout_s = 1.0
         prompt = f"prompt {rows[0]['prompt_id']}"
         no_answer = "no answer to {} within 1 s \\(waited since ..:..:..\\)$"
 
