@@ -342,6 +342,7 @@ class LearnerRank:
             "gradient_clipping": self.config.max_grad_norm,
             "steps_per_print": 10**9,
             "bf16": {"enabled": bf16},
+            "communication_data_type": "fp32",  # gradients of several ranks do not add up in bfloat16 either
             "data_types": {"grad_accum_dtype": "fp32"},  # dozens of micro-batches do not add up in bfloat16
             "zero_optimization": {
                 "stage": self.config.zero_stage,

@@ -77,6 +77,10 @@ TWO_RANKS = [
     scenario("zero3, LoRA, unequal shares", 3, 150, first_shard=5, learner=LORA),
     scenario("zero2, LoRA, resumed", 2, 10_000, resume_after=4, learner=LORA),
     scenario("zero3, guided", 3, 150, guidance=2.0),
+    *(
+        replace(scenario(f"bfloat16, zero{stage}, two ranks", stage, 60, learner={"dtype": "bfloat16"}), steps=3)
+        for stage in (1, 3)
+    ),
 ]
 
 
@@ -210,12 +214,16 @@ def test_warm_up_starts_above_zero_and_ends_at_the_full_rate(results: dict[str, 
 
 
 def test_lora_in_bfloat16_stays_the_policy_that_it_publishes(results: dict[str, Result]) -> None:
-    """On-policy steps with updates below the last bit of most weights, under ZeRO-3 and recomputation: a ratio of 1."""
-    for step in results["bfloat16, zero3, LoRA, sampled"].metrics[0]:
-        assert step["grad_norm"] > 0
-        for segment in ("semantic", "image"):
-            assert step[f"mismatch/{segment}_max"] < 1e-3
-            assert step[f"mismatch/{segment}_ratio_mean"] == pytest.approx(1, abs=1e-4)
+    """On-policy steps with updates below the last bit of most weights, under ZeRO-3 and recomputation. What is left is
+    that the sampler's batch is cut otherwise, which bfloat16 sees here and there, at the end no more than at first."""
+    steps = results["bfloat16, zero3, LoRA, sampled"].metrics[0]
+    for segment in ("semantic", "image"):
+        mean = np.array([step[f"mismatch/{segment}_abs_mean"] for step in steps])
+        assert mean.max() < 3e-4
+        for step in steps:
+            assert step["grad_norm"] > 0
+            assert step[f"mismatch/{segment}_max"] < 0.02
+            assert step[f"mismatch/{segment}_ratio_mean"] == pytest.approx(1, abs=1e-3)
 
 
 def test_a_figure_that_is_not_finite_ends_the_run_by_its_name(tiny_janus: Path, tmp_path: Path, batches: list) -> None:
@@ -235,6 +243,12 @@ def test_bfloat16_keeps_float32_masters(stage: int, results: dict[str, Result], 
     expected = torch.cat([(parameters[name] - start[name]).flatten() for name in result.state])
     assert torch.cosine_similarity(moved, expected, 0) > 0.8
     assert all(tensor.dtype == torch.bfloat16 for tensor in result.state.values())
+
+
+def test_gradients_of_several_ranks_add_up_in_float32(results: dict[str, Result]) -> None:
+    """In bfloat16 each stage, which adds them up elsewhere, would round them otherwise: by 1e-3."""
+    norms = [[step["grad_norm"] for step in results[f"bfloat16, zero{n}, two ranks"].metrics[0]] for n in (1, 3)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["zero1, all at once", "zero3, unequal shares"])
