@@ -163,8 +163,7 @@ def machines(of: Needs, catalogue: Sequence[Machine], where: str, gpu: str | Non
         key=lambda pair: (len(pair[1]) * (pair[0].gpus or 1), len(pair[1])),
     )
     actors = _said(actor for unit in of.units for actor in unit.actors)
-    asked = RAY_CPUS + math.ceil(max(sum(unit.cpus for unit in node) for node in nodes))
-    cpus = int(machine.cpus) if math.isfinite(machine.cpus) else asked
+    cpus = int(machine.cpus) if math.isfinite(machine.cpus) else _most_cpus(of.units, machine.gpus) + RAY_CPUS
     host = RAY_GB + max(sum(unit.host_gb for unit in node) for node in nodes)
     return machine, _group("workers", len(nodes), actors, cpus, machine.gpus, host, of.store_gb)
 
@@ -230,6 +229,15 @@ def _fill(of: Needs, machine: Machine) -> list[list[Unit]]:
         else:
             return []
     return nodes
+
+
+def _most_cpus(units: Sequence[Unit], gpus: int) -> int:
+    """Of a node with so many GPUs, whichever of the units Ray puts onto it."""
+    cpus, left = 0, gpus
+    for unit in sorted(units, key=lambda u: -u.cpus / max(u.gpus, 1)):
+        if unit.gpus <= left:
+            cpus, left = cpus + unit.cpus, left - unit.gpus
+    return cpus
 
 
 def _group(name: str, count: int, actors: str, cpus: int, gpus: int, host_gb: float, store_gb: int) -> Group:
