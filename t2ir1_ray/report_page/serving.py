@@ -6,6 +6,7 @@ own name stand for this machine (DNS rebinding) is refused by the name that it a
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 
 from aiohttp import web
 
@@ -81,8 +82,9 @@ def application(watch: Watch) -> web.Application:
     async def tell(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", **HEADERS})
         await response.prepare(request)
-        async for message in watch.messages():
-            await response.write(f"data: {message}\n\n".encode() if message else b":\n\n")
+        with suppress(ConnectionError):  # the page was closed
+            async for message in watch.messages():
+                await response.write(f"data: {message}\n\n".encode() if message else b":\n\n")
         return response
 
     app = web.Application(middlewares=[only_by_own_name])
