@@ -351,7 +351,8 @@ class Cluster:
         return wait_for_all(numbered("learner", calls), what, seconds, self.watch.look)
 
     def restarts(self) -> int:
-        """How often actors have died and were started again."""
+        """How often actors have died and were started again. Also notices who is back after short waits only."""
+        self.watch.look()
         found = {who: int(table_entry(actor)["NumRestarts"]) for who, actor in self._actors().items()}
         self.activity.note_restarts(found)
         return sum(found.values())

@@ -7,7 +7,7 @@ they do not come: for as long as the lost node is away.
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -25,6 +25,7 @@ class Down:
     begin: float  # time.monotonic()
     since: str
     told: str  # its state, as it was said
+    restarts: int  # which loss this is: nobody may have looked between two
 
 
 class Watch:
@@ -56,14 +57,16 @@ class Watch:
                 self._say(f"{who}: is up again, on node {self._node[who][1]}, after {now - back.begin:.0f} s")
             return
         found = f"{state}{self._cause(who)}"
-        down = self._down.setdefault(who, Down(now, time.strftime("%H:%M:%S"), ""))
+        down = self._down.get(who)
+        if down is None or down.restarts != entry["NumRestarts"]:
+            down = self._down[who] = Down(now, time.strftime("%H:%M:%S"), "", entry["NumRestarts"])
         if state == "DEAD":
             if now - down.begin > DEAD_S:
                 raise RunError(f"{who}: {found}, since {down.since}, and is not started again")
             return
         if found != down.told:
             self._say(f"{who}: {found}, since {down.since}: it is waited for, at most {self._timeout_s:g} s")
-            self._down[who] = Down(down.begin, down.since, found)
+            self._down[who] = replace(down, told=found)
         if now - down.begin > self._timeout_s:
             raise RunError(
                 f"{who}: {found}, since {down.since}, for longer than cluster.node_timeout_s={self._timeout_s:g}: "

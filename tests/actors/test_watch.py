@@ -16,10 +16,11 @@ from t2ir1_ray.errors import RunError
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Ray's tables and the clock, to be set by the test: `state` of the one actor, `alive` of its node, `now`."""
-    tables = SimpleNamespace(state="ALIVE", alive=True, now=1000.0)
+    tables = SimpleNamespace(state="ALIVE", alive=True, now=1000.0, restarts=0)
 
     def entry(actor: Any) -> dict[str, Any]:
-        return {"State": tables.state, "Address": {"NodeID": "n1", "IPAddress": "10.0.0.7"}}
+        address = {"NodeID": "n1", "IPAddress": "10.0.0.7"}
+        return {"State": tables.state, "Address": address, "NumRestarts": tables.restarts}
 
     monkeypatch.setattr(watch, "table_entry", entry)
     monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "n1", "Alive": tables.alive}])
@@ -73,6 +74,19 @@ def test_one_that_does_not_come_back_ends_the_run_in_one_line(table: SimpleNames
         "rollout 1: RESTARTING because its node 10.0.0.7 is lost, since 12:00:00, for longer than "
         "cluster.node_timeout_s=300: bring its node back, or another one with room for it"
     )
+
+
+def test_a_second_loss_is_counted_from_its_own_beginning(table: SimpleNamespace, watched: Any) -> None:
+    """Nobody has looked while the actor lived in between: all waits were short."""
+    look, said = watched
+    table.state, table.restarts = "RESTARTING", 1
+    look(2)
+    table.restarts = 2
+    look(1000)
+    assert len(said) == 2
+    look(299)
+    with pytest.raises(RunError, match="for longer than"):
+        look(2)
 
 
 def test_one_that_is_dead_is_not_waited_for(table: SimpleNamespace, watched: Any) -> None:

@@ -88,9 +88,9 @@ class Job:
         return self.process.wait(seconds)
 
     def error(self) -> str:
-        """The one line with which it ended."""
+        """The one line with which it ended; Ray repeats the end of a failed job's log."""
         assert self.end() != 0, self.said()
-        (line,) = re.findall(r"^error: .*$", self.said(), re.MULTILINE)
+        (line,) = set(re.findall(r"^error: .*$", self.said(), re.MULTILINE))
         assert "Traceback" not in self.said()
         return line
 
@@ -234,7 +234,7 @@ def main(names: Sequence[str]) -> int:
             begin = time.monotonic()
             try:
                 found = CASES[name](cluster)
-            except (AssertionError, RuntimeError, TimeoutError, subprocess.SubprocessError) as error:
+            except (AssertionError, RuntimeError, TimeoutError, subprocess.SubprocessError, ValueError) as error:
                 failed += 1
                 found = f"FAILED: {error}"
             print(f"{name} ({time.monotonic() - begin:.0f} s): {found}", flush=True)
