@@ -14,14 +14,10 @@ from actors import placement
 from actors.activity import Activity
 from actors.agreement import check_agreement, check_seen
 from actors.calls import Pool, first_ready, numbered, wait_for, wait_for_all
-from actors.engine_environment import BATCH_INVARIANT, CPU_ENVIRONMENT, ENVIRONMENT
-from actors.expert import ExpertActor
-from actors.learner import LearnerActor
-from actors.placement import Placement, Role
-from actors.reference import ReferenceActor
-from actors.rollout import RolloutActor
+from actors.placement import Placement
 from actors.sampling import Sampling
-from actors.startup import DETERMINISTIC, peak_gb
+from actors.spawning import spawn
+from actors.startup import peak_gb
 from actors.transfer import Transfer, check_confirmed
 from actors.watch import Watch, table_entry
 from rewards.base import ExpertScores
@@ -35,9 +31,6 @@ TRIAL_S = 60.0
 """For the group of the NCCL transfer to meet, and again for the first version to arrive."""
 PATIENCE_S = 60.0
 """How much longer learner ranks wait for one another than this process waits for them."""
-CUBLAS = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-"""Without it cuBLAS may split a product differently from call to call."""
-CPU_ONLY = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
@@ -144,7 +137,7 @@ class Cluster:
         try:
             if run:
                 check_agreement(config, run, reserved.roles_by_node())
-            cluster = cls._spawn(config, reserved, say, activity)
+            cluster = cls(config, reserved, *spawn(config, reserved), say=say, activity=activity)
             cluster._await_start(checkpoint)
         except TransferFailed:
             cluster.stop()
@@ -154,61 +147,6 @@ class Cluster:
             reserved.release()
             raise
         return cluster
-
-    @classmethod
-    def _spawn(cls, config: Config, reserved: Placement, say: Callable[[str], None], activity: Activity) -> Self:
-        by_name = {role.name: role for role in placement.roles(config)}
-
-        def spawn(actor_class: type, role: Role, args: Sequence[Any], **options: Any) -> list[Any]:
-            env = actor_environment(role, options.pop("runtime_env", {}), config.train.deterministic)
-            return [
-                ray.remote(actor_class)
-                .options(name=f"{role.name}-{i}", runtime_env=env, **reserved.options(role, i), **options)
-                .remote(*[argument(i) if callable(argument) else argument for argument in args])
-                for i in range(role.count)
-            ]
-
-        restarts = {"max_restarts": config.reward.retries, "max_task_retries": config.reward.retries}
-        ranks = config.learner.ranks
-        guidance = config.rollout.guidance if config.learner.image_logprobs == "guided" else 1.0
-        learner_args = (
-            config.policy,
-            config.learner,
-            lambda rank: rank,
-            ranks,
-            config.rollout.temperature,
-            guidance,
-            config.train.steps,
-        )
-        lora = config.learner.lora_rank > 0  # then pushes hold the adapted layers only
-        reference_args = (config.policy, config.reference.tokens_per_batch, config.rollout.temperature, guidance)
-        return cls(
-            config,
-            reserved,
-            learners=spawn(LearnerActor, by_name["learner"], learner_args),
-            rollouts=Pool(
-                "rollout",
-                spawn(RolloutActor, by_name["rollout"], (config.policy, config.rollout, True, lora), **restarts),
-            ),
-            experts={
-                name: Pool(
-                    f"expert {name}",
-                    spawn(
-                        ExpertActor,
-                        by_name[f"expert-{name}"],
-                        (expert.kind, expert.path, expert.dtype, expert.batch_size, expert.options),
-                        runtime_env=expert.runtime_env,
-                        **restarts,
-                    ),
-                )
-                for name, expert in config.experts.items()
-            },
-            reference=Pool("reference", spawn(ReferenceActor, by_name["reference"], reference_args, **restarts))
-            if "reference" in by_name
-            else None,
-            say=say,
-            activity=activity,
-        )
 
     def _await_start(self, checkpoint: LearnerCheckpoint | None) -> None:
         timeout = self.config.cluster.start_timeout_s
@@ -389,21 +327,3 @@ class Cluster:
 def expert_scores(scores: Scores) -> ExpertScores:
     """What an expert said, as it came over Arrow."""
     return ExpertScores(np.asarray(scores.score), scores.status, scores.error)
-
-
-def actor_environment(role: Role, runtime_env: dict[str, Any], deterministic: bool = False) -> dict[str, Any]:
-    """Runtime environment of an actor: what its libraries read from the environment, then the configuration's own.
-
-    deterministic: the same bits every time also on GPUs. What the learner's backward pass cannot do so, fails; models
-    that only run forward have operations that torch merely cannot vouch for.
-    """
-    gpu = role.num_gpus > 0
-    # As Ray itself does, unless its node was started with another number, as `ray up` does with 1.
-    threads = {"OMP_NUM_THREADS": str(max(1, int(role.num_cpus)))}
-    variables = threads if gpu else dict(CPU_ONLY)
-    if role.name == "rollout":
-        variables |= ENVIRONMENT | ({} if gpu else CPU_ENVIRONMENT)
-        variables |= BATCH_INVARIANT if gpu and deterministic else {}
-    elif deterministic:
-        variables |= {DETERMINISTIC: "error" if role.name == "learner" else "warn"} | CUBLAS
-    return {**runtime_env, "env_vars": {**variables, **runtime_env.get("env_vars", {})}}

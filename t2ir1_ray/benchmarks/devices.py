@@ -11,10 +11,11 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from actors import placement
 from actors.calls import Pool, wait_for
-from actors.cluster import Cluster, Published, actor_environment
+from actors.cluster import Cluster, Published
 from actors.placement import Placement, Role
 from actors.rollout import RolloutActor
 from actors.sampling import Sampling
+from actors.spawning import actor_environment
 from t2ir1_ray.benchmarks.judge import Judge
 from t2ir1_ray.benchmarks.witness import WitnessActor
 from t2ir1_ray.config import Config, ExpertConfig

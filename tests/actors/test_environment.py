@@ -1,7 +1,7 @@
 """What actors find in their environment."""
 
-from actors.cluster import actor_environment
 from actors.placement import Role, roles
+from actors.spawning import actor_environment
 from t2ir1_ray import config
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from actors import startup
-from actors.cluster import actor_environment
 from actors.placement import Role
+from actors.spawning import actor_environment
 from actors.startup import DETERMINISTIC, take_device
 from t2ir1_ray.errors import UserError
 

@@ -24,10 +24,10 @@ import torch
 from transformers import JanusForConditionalGeneration
 
 from actors.calls import wait_for
-from actors.cluster import actor_environment
 from actors.learner import LearnerActor
 from actors.placement import Role
 from actors.rollout import RolloutActor
+from actors.spawning import actor_environment
 from t2ir1_ray.config import LearnerConfig, PolicyConfig, RolloutConfig
 from tests.tiny_janus import tiny_config, tiny_tokenizer
 
