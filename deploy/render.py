@@ -121,6 +121,8 @@ def _groups(
     if name == "kuberay" and site["pods"] == "role":
         return machine, sizing.pods(of)
     if name == "compose":
+        if workers.count > 1:
+            raise UserError(f"placement: the configuration takes {workers.count} machines, compose is for one")
         return machine, sizing.containers(of)
     return machine, [workers]
 

@@ -232,12 +232,12 @@ def _fill(of: Needs, machine: Machine) -> list[list[Unit]]:
 
 
 def _most_cpus(units: Sequence[Unit], gpus: int) -> int:
-    """Of a node with so many GPUs, whichever of the units Ray puts onto it."""
-    cpus, left = 0, gpus
+    """Of a node with so many GPUs, whichever of the units Ray puts onto it: at most."""
+    cpus, left = 0.0, gpus
     for unit in sorted(units, key=lambda u: -u.cpus / max(u.gpus, 1)):
-        if unit.gpus <= left:
-            cpus, left = cpus + unit.cpus, left - unit.gpus
-    return cpus
+        share = min(1, left / unit.gpus) if unit.gpus else 1
+        cpus, left = cpus + share * unit.cpus, left - share * unit.gpus
+    return math.ceil(cpus)
 
 
 def _group(name: str, count: int, actors: str, cpus: int, gpus: int, host_gb: float, store_gb: int) -> Group:
