@@ -121,7 +121,10 @@ def test_notes_name_paths_and_experts_that_the_nodes_may_lack(mine: Path, tmp_pa
         (["--target", "gcp", "policy.path=nobody/nothing"], "policy.path=nobody/nothing: not here to be measured"),
         (["--target", "gcp", "train.step=3"], "did you mean train.steps"),
         (["--target", "gcp", "policy.plan_system='a\n b'"], "holds line breaks"),
-        (["--target", "compose", *SEVEN_B, "learner.ranks=8"], "takes 2 machines, compose is for one"),
+        (
+            ["--target", "compose", "--config", "janus_pro_7b", "learner.ranks=8"],
+            "takes 2 machines, compose is for one",
+        ),
         (["--target", "kuberay", "--set", "pods=one"], "role (one pod per role's size) or node"),
         (["--target", "kuberay", "--set", "selector=any"], "memory (NVIDIA's node labels), gke or eks"),
         (
