@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from actors.placement import plan, roles
+from actors.placement import Role, fitting_plan, plan, roles
 from deploy.hardware import Machine
 from t2ir1_ray.config import Config
 from t2ir1_ray.doctor import expert_parameters, policy_shapes
@@ -45,6 +45,7 @@ class Unit:
 class Needs:
     """All that a configuration asks of a cluster."""
 
+    roles: tuple[Role, ...]
     units: tuple[Unit, ...]
     gpu_gb: float  # of the fullest GPU, with the longest prompts and plans
     fullest: str  # who is on it
@@ -86,6 +87,7 @@ def needs(config: Config) -> Needs:
     whole = shapes.language + shapes.generation + shapes.understanding + shapes.vq
     models = (2 * whole + 4 * sum(count or 0 for count in parameters.values())) / GB  # experts' files: mostly float32
     return Needs(
+        roles=tuple(roles(config)),
         units=tuple(_units(config, rows, shapes)),
         gpu_gb=gpus.get(fullest, 0.0),
         fullest=" + ".join(fullest),
@@ -148,9 +150,9 @@ def machines(of: Needs, catalogue: Sequence[Machine], where: str, gpu: str | Non
     if not large:
         raise UserError(
             f"memory: a GPU with {of.fullest} needs {of.gpu_gb:.0f} GB, of {where}'s GPUs {largest.gpu.name} has "
-            f"{largest.gpu.gb:.0f}: raise learner.ranks with zero_stage=3, lower num_gpus' sharing, or set --gpu"
+            f"{largest.gpu.gb:.0f}: raise learner.ranks with zero_stage=3, raise num_gpus so that fewer share one, or set --gpu"
         )
-    found = [(machine, nodes) for machine in large if (nodes := _fill(of, machine))]
+    found = [(machine, count) for machine in large if (count := _count(of, machine))]
     if not found:
         unit = max(of.units, key=lambda u: (u.gpus, u.host_gb))
         raise UserError(
@@ -158,14 +160,13 @@ def machines(of: Needs, catalogue: Sequence[Machine], where: str, gpu: str | Non
             f"node: no machine of {where} has them: lower num_gpus, num_cpus or learner.ranks"
         )
     first = found[0][0].gpu
-    machine, nodes = min(
-        ((m, n) for m, n in found if m.gpu is first),
-        key=lambda pair: (len(pair[1]) * (pair[0].gpus or 1), len(pair[1])),
+    machine, count = min(
+        ((m, n) for m, n in found if m.gpu is first), key=lambda pair: (pair[1] * (pair[0].gpus or 1), pair[1])
     )
     actors = _said(actor for unit in of.units for actor in unit.actors)
     cpus = int(machine.cpus) if math.isfinite(machine.cpus) else _most_cpus(of.units, machine.gpus) + RAY_CPUS
-    host = RAY_GB + max(sum(unit.host_gb for unit in node) for node in nodes)
-    return machine, _group("workers", len(nodes), actors, cpus, machine.gpus, host, of.store_gb)
+    host = RAY_GB + max(sum(unit.host_gb for unit in node) for node in _fill(of, machine))
+    return machine, _group("workers", count, actors, cpus, machine.gpus, host, of.store_gb)
 
 
 def _units(config: Config, rows: dict[str, RoleMemory], shapes: Shapes) -> Iterable[Unit]:
@@ -208,6 +209,13 @@ def _host_gb(row: RoleMemory, config: Config, shapes: Shapes) -> float:
         whole = shapes.language + shapes.generation + shapes.understanding + shapes.vq
         return PROCESS_ON_GPU_GB + (4 if config.learner.dtype == "float32" else 2) * whole / GB
     return PROCESS_ON_GPU_GB + sum(part.gb for part in row.parts if part.name == "weights")
+
+
+def _count(of: Needs, machine: Machine) -> int:
+    """How many machines it takes: of memory, and of CPUs and GPUs as placement groups actors; 0: one fits on none."""
+    least = len(_fill(of, machine))
+    rooms = [(machine.cpus, machine.gpus)]
+    return next((n for n in range(least, 2 * least + 1) if n and fitting_plan(of.roles, rooms * n)), 0)
 
 
 def _fill(of: Needs, machine: Machine) -> list[list[Unit]]:
