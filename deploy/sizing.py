@@ -150,7 +150,7 @@ def machines(of: Needs, catalogue: Sequence[Machine], where: str, gpu: str | Non
     if not large:
         raise UserError(
             f"memory: a GPU with {of.fullest} needs {of.gpu_gb:.0f} GB, of {where}'s GPUs {largest.gpu.name} has "
-            f"{largest.gpu.gb:.0f}: raise learner.ranks with zero_stage=3, raise num_gpus so that fewer share one, or set --gpu"
+            f"{largest.gpu.gb:.0f}: raise learner.ranks with zero_stage=3, let fewer share one (num_gpus), or set --gpu"
         )
     found = [(machine, count) for machine in large if (count := _count(of, machine))]
     if not found:
