@@ -70,8 +70,8 @@ def test_ranks_are_together_where_a_node_holds_them() -> None:
         found = fitting_plan(seven, rooms)
         return [int(b["GPU"]) for b in found.bundles if b["GPU"] > 1] if found else []
 
-    assert groups((11, 8)) == groups((8, 4), (8, 4)) == groups((8, 3), (8, 5)) == [4]
-    assert groups((8, 3), (8, 3), (8, 2)) == [2, 2]
-    assert groups((8, 1), *[(8, 1)] * 7) == []
-    assert fitting_plan(seven, [(8, 1)] * 8) == plan(seven)
-    assert fitting_plan(seven, [(8, 1)] * 7) is None
+    assert groups((72, 8)) == groups((40, 4), (40, 4)) == groups((40, 3), (40, 5)) == [4]
+    assert groups((40, 3), (40, 3), (40, 2)) == [2, 2]
+    assert groups((40, 1), *[(40, 1)] * 7) == []
+    assert fitting_plan(seven, [(40, 1)] * 8) == plan(seven)
+    assert fitting_plan(seven, [(40, 1)] * 7) is None

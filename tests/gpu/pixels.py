@@ -19,7 +19,7 @@ from tests.tiny_janus import tiny_config
 def figures(tiny: bool) -> Iterator[dict[str, object]]:
     config = tiny_config() if tiny else janus_config(SIZES["1B"])
     tokens, _ = image_size(config)
-    with drawn(torch.float32):
+    with drawn(DEVICE.type, torch.float32):
         vq = JanusVQVAE(config.vq_config).eval()
     for images in (2,) if tiny else (16, 64):
         ids = torch.randint(config.vq_config.num_embeddings, (images, tokens), device=DEVICE)

@@ -16,7 +16,10 @@ import dataclasses
 from actors import placement
 from t2ir1_ray import config
 from t2ir1_ray.errors import UserError
-settings = config.load("janus_pro_7b", ["cluster.address=" + ray.get_runtime_context().gcs_address, *sys.argv[1:]])
+experts = [f"experts.{name}" for name in ("hps", "git", "grounding_dino", "orm")]
+one_cpu = [f"{role}.num_cpus=1" for role in ("learner", "rollout", "reference", *experts)]
+address = "cluster.address=" + ray.get_runtime_context().gcs_address
+settings = config.load("janus_pro_7b", [address, *one_cpu, *sys.argv[1:]])
 try:
     reserved = placement.reserve(settings)
 except UserError as error:
@@ -58,7 +61,7 @@ def test_a_run_waits_for_the_nodes_it_needs_and_keeps_its_ranks_together(nodes: 
     """Two nodes of four GPUs, the second one late: one holds the learner, the other everything else."""
     first = nodes.add(8, 4)
     refused = nodes.script(RESERVE, "cluster.place_timeout_s=2")["error"]
-    few = "the cluster has too few CPUs (8 of 11) and GPUs (4 of 8)"
+    few = "the cluster has too few CPUs (8 of 12) and GPUs (4 of 8)"
     assert refused.startswith(f"resources: not placed within 2 s, {few}")
     with nodes.run("-c", nodes.connected(RESERVE), "cluster.place_timeout_s=60", cwd=ROOT) as driver:
         assert driver.stdout.readline().startswith(f"resources: {few}: waiting, 60 s at most")
