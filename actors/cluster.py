@@ -25,8 +25,6 @@ from t2ir1_ray.config import Config
 from t2ir1_ray.errors import RunError
 from t2ir1_ray.records.schema import LearnerBatch, ReferenceLogprobs, Rollouts, Scores
 
-AGAIN = {"retry_exceptions": True}
-"""A call that raised is repeated, `reward.retries` times at most: calls are pure, and devices have bad moments."""
 TRIAL_S = 60.0
 """For the group of the NCCL transfer to meet, and again for the first version to arrive."""
 PATIENCE_S = 60.0
@@ -235,8 +233,8 @@ class Cluster:
         return PendingGroup(
             prompt,
             rollouts,
-            {name: pool.call("score", rollouts, [prompt], **AGAIN) for name, pool in self.experts.items()},
-            self.reference.call("logprobs", rollouts, **AGAIN) if self.reference else None,
+            {name: pool.call("score", rollouts, [prompt]) for name, pool in self.experts.items()},
+            self.reference.call("logprobs", rollouts) if self.reference else None,
         )
 
     def finish(self, group: PendingGroup) -> ScoredGroup:

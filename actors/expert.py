@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from actors.repeating import repeated
 from actors.startup import take_device, uncollected
-from rewards.base import check_finite
+from rewards.base import ExpertScores, check_finite
 from rewards.experts import load_expert
 from t2ir1_ray.records.schema import Rollouts, Scores
 
@@ -14,7 +15,9 @@ from t2ir1_ray.records.schema import Rollouts, Scores
 class ExpertActor:
     """Scores images; keeps no state between calls, so a call can be repeated anywhere."""
 
-    def __init__(self, kind: str, path: str, dtype: str, batch_size: int, options: dict[str, Any]):
+    def __init__(self, kind: str, path: str, dtype: str, batch_size: int, options: dict[str, Any], retries: int = 0):
+        """retries: how often a call that raised is repeated."""
+        self.retries = retries
         with uncollected():
             self.expert = load_expert(kind, path, device=take_device(), dtype=dtype, batch_size=batch_size, **options)
 
@@ -22,6 +25,12 @@ class ExpertActor:
         """`Scores` of a `Rollouts` batch. `prompts`: the prompt rows of its samples' prompts, by prompt_id."""
         samples = Rollouts.from_arrow(rollouts)
         by_id = {prompt["prompt_id"]: prompt for prompt in prompts}
-        scores = self.expert.score(samples.pixels, [by_id[prompt_id] for prompt_id in samples.prompt_id])
-        check_finite(self.expert.name, scores)
+        rows = [by_id[prompt_id] for prompt_id in samples.prompt_id]
+
+        def score() -> ExpertScores:
+            found = self.expert.score(samples.pixels, rows)
+            check_finite(self.expert.name, found)
+            return found
+
+        scores = repeated(self.retries, score)
         return Scores(np.asarray(scores.scores, np.float32), list(scores.status), list(scores.errors)).to_arrow()

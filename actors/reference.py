@@ -2,6 +2,7 @@
 
 import pyarrow as pa
 
+from actors.repeating import repeated
 from actors.startup import take_device, uncollected
 from t2ir1_ray.config import PolicyConfig
 from t2ir1_ray.records.schema import ReferenceLogprobs, Rollouts
@@ -10,8 +11,14 @@ from t2ir1_ray.records.schema import ReferenceLogprobs, Rollouts
 class ReferenceActor:
     """The policy as it was before training."""
 
-    def __init__(self, policy: PolicyConfig, tokens_per_batch: int, temperature: float, guidance: float):
-        """guidance: w of the images' log-probs; 1 means those of the conditional distribution."""
+    def __init__(
+        self, policy: PolicyConfig, tokens_per_batch: int, temperature: float, guidance: float, retries: int = 0
+    ):
+        """guidance: w of the images' log-probs; 1 means those of the conditional distribution.
+
+        retries: how often a call that raised is repeated.
+        """
+        self.retries = retries
         self.tokens_per_batch = tokens_per_batch
         self.temperature = temperature
         self.guidance = guidance
@@ -27,12 +34,15 @@ class ReferenceActor:
         from learner.packing import Sequences
 
         samples = Rollouts.from_arrow(rollouts)
-        semantic, image = score_rollouts(
-            self.model,
-            Sequences.of(samples),
-            tokens_per_batch=self.tokens_per_batch,
-            temperature=self.temperature,
-            guidance=self.guidance,
-            pad_id=self.pad_id,
+        semantic, image = repeated(
+            self.retries,
+            lambda: score_rollouts(
+                self.model,
+                Sequences.of(samples),
+                tokens_per_batch=self.tokens_per_batch,
+                temperature=self.temperature,
+                guidance=self.guidance,
+                pad_id=self.pad_id,
+            ),
         )
         return ReferenceLogprobs(semantic, image).to_arrow()

@@ -17,6 +17,9 @@ from t2ir1_ray.config import Config
 
 CUBLAS = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 """Without it cuBLAS may split a product differently from call to call."""
+REPEATED = {"max_task_retries": -1}
+"""A call is repeated for as long as its actor is started again. Any other number is soon used up by a lost node: until
+Ray notices its death, after 14 s by default, its actors count as alive, and every try of a call is refused at once."""
 CPU_ONLY = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 
 
@@ -42,7 +45,8 @@ def spawn(config: Config, reserved: Placement) -> Actors:
             for i in range(role.count)
         ]
 
-    restarts = {"max_restarts": config.reward.retries, "max_task_retries": config.reward.retries}
+    retries = config.reward.retries
+    restarts = {"max_restarts": retries, **REPEATED}
     guidance = config.rollout.guidance if config.learner.image_logprobs == "guided" else 1.0
     learner_args = (
         config.policy,
@@ -55,12 +59,12 @@ def spawn(config: Config, reserved: Placement) -> Actors:
     )
     lora = config.learner.lora_rank > 0  # then pushes hold the adapted layers only
     rollout_args = (config.policy, config.rollout, True, lora)
-    reference_args = (config.policy, config.reference.tokens_per_batch, config.rollout.temperature, guidance)
+    reference_args = (config.policy, config.reference.tokens_per_batch, config.rollout.temperature, guidance, retries)
     experts = {
         name: start(
             ExpertActor,
             by_name[f"expert-{name}"],
-            (expert.kind, expert.path, expert.dtype, expert.batch_size, expert.options),
+            (expert.kind, expert.path, expert.dtype, expert.batch_size, expert.options, retries),
             runtime_env=expert.runtime_env,
             **restarts,
         )

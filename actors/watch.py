@@ -25,7 +25,7 @@ class Down:
     begin: float  # time.monotonic()
     since: str
     told: str  # its state, as it was said
-    restarts: int  # which loss this is: nobody may have looked between two
+    loss: tuple[int, bool]  # which one this is, and whether the last: nobody may have looked between two
 
 
 class Watch:
@@ -58,8 +58,9 @@ class Watch:
             return
         found = f"{state}{self._cause(who)}"
         down = self._down.get(who)
-        if down is None or down.restarts != entry["NumRestarts"]:
-            down = self._down[who] = Down(now, time.strftime("%H:%M:%S"), "", entry["NumRestarts"])
+        loss = entry["NumRestarts"], state == "DEAD"
+        if down is None or down.loss != loss:
+            down = self._down[who] = Down(now, time.strftime("%H:%M:%S"), "", loss)
         if state == "DEAD":
             if now - down.begin > DEAD_S:
                 raise RunError(f"{who}: {found}, since {down.since}, and is not started again")

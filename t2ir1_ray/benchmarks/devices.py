@@ -15,13 +15,13 @@ from actors.cluster import Cluster, Published
 from actors.placement import Placement, Role
 from actors.rollout import RolloutActor
 from actors.sampling import Sampling
-from actors.spawning import actor_environment
+from actors.spawning import REPEATED, actor_environment
 from t2ir1_ray.benchmarks.judge import Judge
 from t2ir1_ray.benchmarks.witness import WitnessActor
 from t2ir1_ray.config import Config, ExpertConfig
 from t2ir1_ray.errors import UserError
 
-RESTARTS = {"max_restarts": 2, "max_task_retries": 2}
+RESTARTS = {"max_restarts": 2, **REPEATED}
 
 
 class Devices:

@@ -91,7 +91,10 @@ def test_a_second_loss_is_counted_from_its_own_beginning(table: SimpleNamespace,
 
 def test_one_that_is_dead_is_not_waited_for(table: SimpleNamespace, watched: Any) -> None:
     look, said = watched
-    table.state = "DEAD"
+    table.state = "RESTARTING"
+    look(100)
+    said.clear()
+    table.state = "DEAD"  # it was up in between, and nobody looked
     look(2)
     look(9)
     with pytest.raises(RunError, match=r"^rollout 1: DEAD, since 12:00:00, and is not started again$"):

@@ -11,8 +11,8 @@ import pytest
 import ray
 
 from actors.calls import Pool, wait_for
-from actors.cluster import AGAIN
 from actors.expert import ExpertActor
+from actors.spawning import REPEATED
 from rewards.score import SHIPPED_WEIGHTS
 from t2ir1_ray.errors import RunError
 from t2ir1_ray.records.schema import Rollouts, Scores
@@ -53,10 +53,10 @@ def test_an_expert_has_one_accident_after_another(whole: Path, tmp_path: Path) -
 @contextmanager
 def started(kind: str, accidents: list[str], calls: Path, **options: Any) -> Iterator[Pool]:
     """A pool of one expert actor, which is up; it ends with the block."""
-    retries = {"max_restarts": 2, "max_task_retries": 2}
+    restarts = {"max_restarts": 2, **REPEATED}
     settings = {"accidents": accidents, "calls": str(calls)}
-    arguments = (kind, str(SHIPPED_WEIGHTS / "hps"), "float32", 64, settings)
-    actor = ray.remote(ExpertActor).options(**retries, **options).remote(*arguments)
+    arguments = (kind, str(SHIPPED_WEIGHTS / "hps"), "float32", 64, settings, 2)
+    actor = ray.remote(ExpertActor).options(**restarts, **options).remote(*arguments)
     try:
         wait_for(actor.__ray_ready__.remote(), "expert hps", "start", 200)
         yield Pool("expert hps", [actor])
@@ -83,7 +83,7 @@ def score(pool: Pool, timeout_s: float = 60) -> Scores:
         image_logprobs=np.zeros((4, 36), np.float32),
         pixels=np.zeros((4, 24, 24, 3), np.uint8),
     )
-    answer = pool.call("score", group.to_arrow(), [{"prompt_id": "7", "prompt": "a red circle"}], **AGAIN)
+    answer = pool.call("score", group.to_arrow(), [{"prompt_id": "7", "prompt": "a red circle"}])
     return Scores.from_arrow(wait_for(answer, pool.name, "score prompt 7", timeout_s))
 
 

@@ -12,6 +12,7 @@ import pytest
 import ray
 
 from actors import calls
+from actors.spawning import REPEATED
 from actors.transfer import Transfer
 from t2ir1_ray.errors import RunError
 from tests.system.runs import assert_same_metrics, metrics, run
@@ -138,7 +139,7 @@ def ends(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 
     def make(learner_fault: str = "", rollout_fault: str = "") -> tuple[list[Any], list[Any]]:
         learner, rollout = (ray.remote(kind) for kind in stand_ins())
-        restarts = {"max_restarts": 2, "max_task_retries": 2}
+        restarts = {"max_restarts": 2, **REPEATED}
         learners = [learner.options(num_cpus=0).remote(rank, learner_fault * (not rank)) for rank in range(2)]
         rollouts = [rollout.options(num_cpus=0, **restarts).remote(rollout_fault * index) for index in range(2)]
         made.extend((*learners, *rollouts))
