@@ -41,7 +41,7 @@ _TABLE = {
         Change.FORCED: "kind path weight role batch_size dtype options",
     },
     "reward": {Change.FORCED: "combine min_group_size retries"},
-    "reference": {Change.FREE: "num_gpus num_cpus", Change.FORCED: "tokens_per_batch"},
+    "reference": {Change.FREE: "num_gpus num_cpus replicas", Change.FORCED: "tokens_per_batch"},
     "learner": {
         Change.FREE: "ranks num_gpus num_cpus",
         Change.FIXED: "zero_stage dtype lora_rank lora_targets",

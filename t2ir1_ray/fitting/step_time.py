@@ -177,8 +177,8 @@ def learn_seconds(config: Config, shapes: Shapes, card: Card) -> float:
 
 
 def reference_seconds(config: Config, shapes: Shapes, card: Card) -> float:
-    """One pass over every token."""
-    return sum(_pass_flop(config, shapes)) / _flops(card, LEARN)
+    """Of one of its replicas: one pass over every token."""
+    return sum(_pass_flop(config, shapes)) / config.reference.replicas / _flops(card, LEARN)
 
 
 def publish_seconds(config: Config, shapes: Shapes) -> float:

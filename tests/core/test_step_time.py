@@ -92,6 +92,8 @@ def test_the_learner_by_hand(pro_7b: Shapes) -> None:
     assert st_.learn_seconds(load(), pro_7b, H200) == pytest.approx(expected, rel=1e-9)
     assert 2 < expected < 4
     assert st_.reference_seconds(load(), pro_7b, H200) == pytest.approx((layers + heads) / rate, rel=1e-9)
+    shared = st_.reference_seconds(load("reference.replicas=2"), pro_7b, H200)
+    assert shared == pytest.approx((layers + heads) / 2 / rate, rel=1e-9)
     lora = st_.learn_seconds(load("learner.lora_rank=8"), pro_7b, H200)
     assert lora == pytest.approx((3 * layers + 3 * heads) / 4 / rate, rel=0.01)
 
