@@ -19,7 +19,8 @@ from t2ir1_ray.records.schema import LearnerBatch, ReferenceLogprobs, Rollouts
 class Experience:
     """One step's samples (N, all of them) and the part of them that is trained on."""
 
-    rollouts: Rollouts  # N
+    rollouts: Rollouts  # N, without pixels
+    images: list[np.ndarray]  # N of (H, W, 3) uint8, where Ray holds them
     prompts: list[str]  # N
     task_types: list[str]  # N
     scores: dict[str, ExpertScores]  # expert -> N
@@ -35,7 +36,8 @@ def assemble(groups: Sequence[ScoredGroup], config: Config) -> Experience:
 
     Raises RunError if no group is left to train on.
     """
-    rollouts = Rollouts.concat([group.rollouts for group in groups])
+    rollouts = Rollouts.concat([group.rollouts.without_pixels() for group in groups])
+    images = [image for group in groups for image in group.rollouts.pixels]
     sizes = [len(group.rollouts) for group in groups]
     index = np.repeat(np.arange(len(groups)), sizes)
     task_types = [str(groups[i].prompt["task_type"]) for i in index]
@@ -75,7 +77,9 @@ def assemble(groups: Sequence[ScoredGroup], config: Config) -> Experience:
         **_insight(scores, index, task_types),
     }
     prompts = [str(groups[i].prompt["prompt"]) for i in index]
-    return Experience(rollouts, prompts, task_types, scores, rewards, semantic_advantages, advantages, batch, metrics)
+    return Experience(
+        rollouts, images, prompts, task_types, scores, rewards, semantic_advantages, advantages, batch, metrics
+    )
 
 
 def has_signal(group: ScoredGroup, config: Config) -> bool:
