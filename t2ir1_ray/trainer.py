@@ -57,13 +57,11 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
             collector.request_version(cluster.publish(version=done))
             if heldout and not done:
                 journal.write({"step": 0, "policy_version": 0, **collector.do_between(heldout.evaluate)})
-            for step in range(done + 1, min(done + ahead, steps) + 1):
+            for step in range(done + 1, min(done + 1 + ahead, steps) + 1):
                 collector.request_step(step)
 
+            begin = time.perf_counter()
             for step in range(done + 1, steps + 1):
-                begin = time.perf_counter()
-                if step + ahead <= steps:
-                    collector.request_step(step + ahead)
                 collected = collector.await_step(step, termination.asked)
                 if collected is None:
                     break
@@ -86,6 +84,9 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
                 metrics |= {"publish/bytes": cluster.version_bytes, **activity.usage()}
                 if heldout and (step % config.eval.every == 0 or step == steps):
                     metrics |= collector.do_between(heldout.evaluate)
+                begin = time.perf_counter()
+                if step + 1 + ahead <= steps:
+                    collector.request_step(step + 1 + ahead)  # it is sampled while this one is written down
                 accuracy = metrics.get("heldout/accuracy")
                 journal.write(metrics, experience)
                 done = step
