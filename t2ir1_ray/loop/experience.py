@@ -30,6 +30,11 @@ class Experience:
     batch: LearnerBatch
     metrics: dict[str, float | None]
 
+    @property
+    def tokens(self) -> int:
+        """Of all plans and images, as they were sampled."""
+        return sum(map(len, self.rollouts.semantic_ids)) + self.rollouts.image_ids.size
+
 
 def assemble(groups: Sequence[ScoredGroup], config: Config) -> Experience:
     """Combine the experts' scores, drop what failed, compare samples inside their groups.
