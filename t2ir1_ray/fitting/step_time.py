@@ -70,8 +70,8 @@ PLAN_PROMPT, PLAN, IMAGE_PROMPT = 160, 80, 90
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one step. The four phases follow each other; with train.mode=async, rollouts and scores on one side
-    and the learner on the other take place at once.
+    """Seconds of one step. The four phases follow each other; with train.mode=async, rollouts, scores and the learner
+    are at work at once.
 
     roles: of work of one actor, by role; None: not known. slowest: who most of the step waits for.
     """
@@ -106,10 +106,10 @@ def step_time(config: Config, shapes: Shapes, card: Card) -> StepTime:
     rollout = call * len(rounds)
     score = tail_seconds(call, rounds, scoring / config.data.prompts_per_step)
     if config.train.mode == "async" and config.train.max_staleness:
-        sides = {"rollout": rollout + score + publish, "learner": learn + publish}
+        last_scores = score if config.learner.zero_variance == "resample" else 0.0  # else the next rollouts go on
+        sides = {busiest: scoring, "rollout": rollout + last_scores + publish, "learner": learn + publish}
         slowest = max(sides, key=sides.__getitem__)
         total = sides[slowest]
-        slowest = busiest if slowest == "rollout" and score > rollout else slowest
     else:
         total = rollout + score + learn + publish
         phases = {"rollout": rollout, busiest: score, "learner": learn, "publishing": publish}

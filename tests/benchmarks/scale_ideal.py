@@ -85,18 +85,19 @@ def simulate(run: Run, seconds: Seconds) -> list[Step]:
     Kinds of calls: load (version, actor), rollout (step, first prompt), what scores (step, prompt), learner (step,
     rank), publish (version).
     """
+    scorers = {kind: Queue(count) for kind, count in run.scorers.items()}
     collected: dict[int, tuple[float, float, float]] = {}  # step -> begin, last image, last score
     learner = seconds("publish", 0)
     load = _load(run, seconds, 0)
     rollouts = learner + load  # when the rollout side has done all that it was asked for
     for step in range(1, min(run.ahead, run.steps) + 1):
-        collected[step] = _collect(run, seconds, step, rollouts)
-        rollouts = collected[step][2]
+        collected[step] = _collect(run, seconds, step, rollouts, scorers)
+        rollouts = collected[step][1]
     found = []
     for step in range(1, run.steps + 1):
         if step + run.ahead <= run.steps:
-            collected[step + run.ahead] = _collect(run, seconds, step + run.ahead, max(rollouts, learner))
-            rollouts = collected[step + run.ahead][2]
+            collected[step + run.ahead] = _collect(run, seconds, step + run.ahead, max(rollouts, learner), scorers)
+            rollouts = collected[step + run.ahead][1]
         begin, imaged, scored = collected.pop(step)
         learn = max(seconds("learner", step, rank) for rank in range(run.ranks))
         publish, load = seconds("publish", step), _load(run, seconds, step)
@@ -112,10 +113,12 @@ def _load(run: Run, seconds: Seconds, version: int) -> float:
     return max(seconds("load", version, actor) for actor in range(run.actors))
 
 
-def _collect(run: Run, seconds: Seconds, step: int, begin: float) -> tuple[float, float, float]:
-    """(begin, last image, last score) of a step whose prompts are there at `begin`, when all actors are free."""
+def _collect(
+    run: Run, seconds: Seconds, step: int, begin: float, scorers: Mapping[str, Queue]
+) -> tuple[float, float, float]:
+    """(begin, last image, last score) of a step whose prompts are there at `begin`, when all rollout actors are free;
+    scorers may still be at work on the step before it."""
     rollouts = Queue(run.actors)
-    scorers = {kind: Queue(count) for kind, count in run.scorers.items()}
     waiting = list(reversed(list(enumerate(run.blocks(step)))))
     running: list[tuple[float, int, Sequence[str]]] = []
     now = scored = begin

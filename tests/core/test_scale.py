@@ -33,13 +33,15 @@ def test_synchronous_steps_follow_each_other() -> None:
 
 
 def test_a_step_ahead_is_collected_while_the_learner_works() -> None:
-    """Step 1 is there at 15.5 and step 2 at 29.5, behind it; the version of step 1, published at 19.5, is loaded at 30,
-    and step 3 is there at 44."""
+    """Step 1 is drawn at 11.5 and scored at 15.5, step 2 at 21.5 and 25.5; the version of step 1, published at 19.5, is
+    loaded at 22, and step 3 drawn at 32 and scored at 36."""
     found = simulate(one_block("expert-a", ahead=1, steps=3), seconds())
-    assert [step.end for step in found] == [19.5, 33.5, 48]
+    assert [step.end for step in found] == [19.5, 29.5, 40]
     slow = simulate(one_block("expert-a", ahead=1, steps=3), seconds(PLAIN | {"learner": 30.0}))
     assert [step.end for step in slow] == [46.5, 77.5, 108.5]
     assert simulate(one_block(ahead=4, steps=1), seconds())[0].end == 15.5
+    crowded = simulate(one_block("expert-a", ahead=1, steps=2), seconds(PLAIN | {"expert-a": 8.0}))
+    assert [step.end for step in crowded] == [31.5, 47.5], "step 2 waits for the scores of step 1"
 
 
 def test_an_actor_holds_two_blocks_at_most() -> None:

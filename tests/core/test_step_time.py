@@ -122,8 +122,14 @@ def test_phases_add_up_and_the_longest_names_who_is_waited_for(pro_7b: Shapes) -
     assert slow.roles["expert-grounding_dino"] == pytest.approx(16 * 8 / 12.9)
     crowded = step_time(load("rollout.actors=4", "rollout.prompts_per_call=16", "train.steps=9"), pro_7b, H100)
     assert crowded.score > slow.score
-    ahead = step_time(load("train.mode=async", "rollout.weight_transfer=object_store"), pro_7b, H100)
-    assert ahead.total == pytest.approx(ahead.rollout + ahead.score + ahead.publish)
+    asynchronous = ("train.mode=async", "rollout.weight_transfer=object_store")
+    ahead = step_time(load(*asynchronous), pro_7b, H100)
+    assert (ahead.total, ahead.slowest) == (pytest.approx(ahead.rollout + ahead.publish), "rollout")
+    serial = step_time(load(*asynchronous, "learner.zero_variance=resample"), pro_7b, H100)
+    assert serial.total == pytest.approx(ahead.total + serial.score)
+    scored = step_time(load(*asynchronous, "rollout.actors=16", "rollout.prompts_per_call=1"), pro_7b, H100)
+    share = sum(seconds for name, seconds in scored.roles.items() if name not in ("learner", "rollout"))
+    assert (scored.total, scored.slowest) == (pytest.approx(share), "expert-grounding_dino")
     own = step_time(load("experts.mine.kind=package.module.Class", "experts.mine.path=x"), pro_7b, H100)
     assert own.roles["expert-mine"] is None
     assert "reference" not in step_time(load("learner.beta=0"), pro_7b, H100).roles
