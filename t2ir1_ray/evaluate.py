@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from t2ir1_ray.benchmarks import BENCHMARKS
 from t2ir1_ray.benchmarks.base import Benchmark, Found, Item, View
-from t2ir1_ray.benchmarks.results import Results, against, markdown, read_base, show, summarise
+from t2ir1_ray.benchmarks.results import Results, against, beside, markdown, read_base, show, summarise
 from t2ir1_ray.config import Config, ExpertConfig
 from t2ir1_ray.entry import Parser, run_entry
 from t2ir1_ray.errors import UserError
@@ -174,10 +174,13 @@ def report(
     records = [r for (_, seed, prompt), r in results.records.items() if prompt in wanted and seed in job.seeds]
     summary = summarise(job.benchmark, job.items, records, job.modes)
     console = Console(highlight=False)
+    summaries = {label(checkpoint): summary}
     show(f"{job.benchmark.name}: {checkpoint}", summary, console)
     if base:
         this, other = label(checkpoint), label(base[0])
         names = (this, other if other != this else f"{other} (base)")
+        summaries = {names[1]: summarise(job.benchmark, job.items, base[1], job.modes)} | summaries
+        show(f"{job.benchmark.name}: both checkpoints", beside(summaries), console)
         compared = against(job.benchmark, job.items, records, base[1], job.modes, names)
         for mode, found in compared.items():
             show(f"{mode}: {names[0]} against {names[1]}", found, console)
@@ -187,7 +190,7 @@ def report(
         **summary,
     }
     write_whole(results.out / "summary.json", json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-    row = markdown(label(checkpoint), summary)
+    row = markdown(summaries)
     write_whole(results.out / "row.md", row)
     print(row, end="")
     console.print(f"images, results.jsonl, summary.json, row.md in {results.out}", soft_wrap=True)
