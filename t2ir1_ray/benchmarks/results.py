@@ -114,8 +114,8 @@ def summarise(
 ) -> dict[str, Any]:
     """{"figures": {name: {mode: {mean, stderr, prompts} or None}}, "unreadable": {mode: images}}.
 
-    With two modes, "difference" is the first minus the second, paired by prompt, with the `p` of `sign_flip_p`. A figure
-    over several categories is withheld (None) while one of its images has no readable verdict.
+    With two modes, "difference" is the first minus the second, paired by prompt, and has the `p` of `sign_flip_p`. A
+    figure over several categories is withheld (None) while one of its images has no readable verdict.
     """
     category_of = {item.prompt_id: item.category for item in items}
     figures: dict[str, dict[str, Any]] = {}

@@ -1,7 +1,7 @@
 """`python -m tests.benchmarks.experts [--images N] [--out FILE.json]`: images per second of every shipped expert.
 
-Batches of 1 and of 16 must give the same scores, or nothing is timed. They run in turns, so that a noisy machine disturbs
-both; the best round counts.
+Batches of 1 and of 16 must give the same scores, or nothing is timed. They run in turns, so that a noisy machine
+disturbs both; the best round counts.
 """
 
 import argparse
