@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from t2ir1_ray.benchmarks import BENCHMARKS
 from t2ir1_ray.benchmarks.base import Benchmark, Found, Item, View
 from t2ir1_ray.benchmarks.results import Results, against, beside, markdown, read_base, show, summarise
+from t2ir1_ray.checkpoints.folder import contents_digest, resolve_checkpoint
 from t2ir1_ray.config import Config, ExpertConfig
 from t2ir1_ray.entry import Parser, run_entry
 from t2ir1_ray.errors import UserError
@@ -230,7 +231,7 @@ def settings(job: Job, experts: dict[str, ExpertConfig], options: argparse.Names
     return {
         "benchmark": job.benchmark.name,
         "checkpoint": job.config.policy.path,
-        "checkpoint_digest": _digest(job.config.policy.path),
+        "checkpoint_digest": contents_digest(resolve_checkpoint(job.config.policy.path, "policy.path")),
         "prompts_path": str(options.prompts) if options.prompts else None,
         "prompts_sha256": hashlib.sha256(prompts.encode()).hexdigest(),
         "num_prompts": len(job.items),
@@ -246,21 +247,6 @@ def settings(job: Job, experts: dict[str, ExpertConfig], options: argparse.Names
         "judge_template_sha256": hashlib.sha256(getattr(job.benchmark, "template", "").encode()).hexdigest(),
         "notes": job.benchmark.notes(),
     }
-
-
-def _digest(path: str) -> str:
-    """Of names, sizes and ends of a checkpoint's files: enough to notice that a folder holds another one now."""
-    from t2ir1_ray.checkpoints.folder import resolve_checkpoint
-
-    state = hashlib.sha256()
-    for file in sorted(resolve_checkpoint(path, "policy.path").iterdir()):
-        if file.suffix in (".safetensors", ".bin", ".json"):
-            with file.open("rb") as handle:
-                size = file.stat().st_size
-                head = handle.read(1 << 16)
-                handle.seek(max(0, size - (1 << 16)))
-                state.update(f"{file.name} {size} ".encode() + head + handle.read())
-    return state.hexdigest()[:16]
 
 
 def _plain(evidence: dict[str, Any]) -> dict[str, Any]:
