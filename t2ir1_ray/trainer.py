@@ -84,9 +84,8 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
                 metrics |= throughput(len(experience.rollouts), experience.tokens, metrics["tokens"], metrics, gpus)
                 metrics |= utilisation.metrics(experience.batch, metrics["time/learn_s"])
                 metrics["rollout/images_per_s"] = metrics["throughput/rollout_images"]
-                metrics["publish/bytes"] = cluster.version_bytes
                 metrics["throughput/publish_gb"] = cluster.version_bytes / 1e9 / metrics["time/publish_s"]
-                metrics |= activity.usage()
+                metrics |= {"publish/bytes": cluster.version_bytes, **activity.usage()}
                 if heldout and (step % config.eval.every == 0 or step == steps):
                     metrics |= collector.do_between(heldout.evaluate)
                 begin = time.perf_counter()
