@@ -36,6 +36,7 @@ def random_batch(seed: int) -> LearnerBatch:
         "image_advantage": rng.normal(size=SAMPLES).astype(np.float32),
         "semantic_token_weight": semantic_weight,
         "image_token_weight": image_weight,
+        "image_distance": list(np.random.default_rng(seed).random((SAMPLES, IMAGE_TOKENS), np.float32)),
     }
     model = tiny_model(0)
     with torch.no_grad():
