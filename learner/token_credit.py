@@ -1,7 +1,9 @@
 """Token credit: how a sample's advantage is shared out among its tokens. Pure functions.
 
-A factor of 1 everywhere is plain GRPO. Every variant keeps the mean at 1, over the sample's tokens of a segment or, for
-similarity, over the group's image tokens: credit moves between tokens, and the step stays as long. None has a gradient.
+A factor of 1 everywhere is plain GRPO. The factors multiply the advantage, those of `critical_tokens` the token's weight
+in the loss, and with it the KL term. Their mean is 1 over a sample's tokens of a segment, for similarity over a group's
+image tokens: credit moves between tokens, and the step stays as long. Only `running_confidence` is free to differ from
+1. No gradient goes through them.
 
 | kind | source | on plans | on images |
 | --- | --- | --- | --- |
