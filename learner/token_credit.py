@@ -1,9 +1,9 @@
 """Token credit: how a sample's advantage is shared out among its tokens. Pure functions.
 
-A factor of 1 everywhere is plain GRPO. The factors multiply the advantage, those of `critical_tokens` the token's weight
-in the loss, and with it the KL term. Their mean is 1 over a sample's tokens of a segment, for similarity over a group's
-image tokens: credit moves between tokens, and the step stays as long. Only `running_confidence` is free to differ from
-1. No gradient goes through them.
+A factor of 1 everywhere is plain GRPO. The factors multiply the advantage, those of `critical_tokens` the weight of a
+token in the loss, and with it the KL term. Their mean is 1 over a sample's tokens of a segment, for similarity over a
+group's image tokens: credit moves between tokens, and the step stays as long. Only `running_confidence` may differ from
+it. No gradient goes through them.
 
 | kind | source | on plans | on images |
 | --- | --- | --- | --- |
