@@ -12,7 +12,7 @@ it. No gradient goes through them.
 | similarity | STAGE, arXiv 2509.25027 | 1 | `group_distances`, to images of the other sign |
 | critical | GCPO, arXiv 2509.22485 | 1 | `critical_tokens` and `running_confidence` |
 
-Where a paper's text leaves a choice open, it is made as in the code that the authors have released.
+The formulas are those of the code that the papers' authors have released, but for what is said below.
 """
 
 import math
