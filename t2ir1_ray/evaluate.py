@@ -21,7 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from t2ir1_ray.benchmarks import BENCHMARKS
 from t2ir1_ray.benchmarks.base import Benchmark, Found, Item, View
-from t2ir1_ray.benchmarks.results import Results, against, markdown, read_base, show, summarise
+from t2ir1_ray.benchmarks.results import Results, against, beside, markdown, read_base, show, summarise
+from t2ir1_ray.checkpoints.folder import contents_digest, resolve_checkpoint
 from t2ir1_ray.config import Config, ExpertConfig
 from t2ir1_ray.entry import Parser, run_entry
 from t2ir1_ray.errors import UserError
@@ -174,10 +175,13 @@ def report(
     records = [r for (_, seed, prompt), r in results.records.items() if prompt in wanted and seed in job.seeds]
     summary = summarise(job.benchmark, job.items, records, job.modes)
     console = Console(highlight=False)
+    summaries = {label(checkpoint): summary}
     show(f"{job.benchmark.name}: {checkpoint}", summary, console)
     if base:
         this, other = label(checkpoint), label(base[0])
         names = (this, other if other != this else f"{other} (base)")
+        summaries = {names[1]: summarise(job.benchmark, job.items, base[1], job.modes)} | summaries
+        show(f"{job.benchmark.name}: both checkpoints", beside(summaries), console)
         compared = against(job.benchmark, job.items, records, base[1], job.modes, names)
         for mode, found in compared.items():
             show(f"{mode}: {names[0]} against {names[1]}", found, console)
@@ -187,7 +191,7 @@ def report(
         **summary,
     }
     write_whole(results.out / "summary.json", json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-    row = markdown(label(checkpoint), summary)
+    row = markdown(summaries)
     write_whole(results.out / "row.md", row)
     print(row, end="")
     console.print(f"images, results.jsonl, summary.json, row.md in {results.out}", soft_wrap=True)
@@ -227,7 +231,7 @@ def settings(job: Job, experts: dict[str, ExpertConfig], options: argparse.Names
     return {
         "benchmark": job.benchmark.name,
         "checkpoint": job.config.policy.path,
-        "checkpoint_digest": _digest(job.config.policy.path),
+        "checkpoint_digest": contents_digest(resolve_checkpoint(job.config.policy.path, "policy.path")),
         "prompts_path": str(options.prompts) if options.prompts else None,
         "prompts_sha256": hashlib.sha256(prompts.encode()).hexdigest(),
         "num_prompts": len(job.items),
@@ -243,21 +247,6 @@ def settings(job: Job, experts: dict[str, ExpertConfig], options: argparse.Names
         "judge_template_sha256": hashlib.sha256(getattr(job.benchmark, "template", "").encode()).hexdigest(),
         "notes": job.benchmark.notes(),
     }
-
-
-def _digest(path: str) -> str:
-    """Of names, sizes and ends of a checkpoint's files: enough to notice that a folder holds another one now."""
-    from t2ir1_ray.checkpoints.folder import resolve_checkpoint
-
-    state = hashlib.sha256()
-    for file in sorted(resolve_checkpoint(path, "policy.path").iterdir()):
-        if file.suffix in (".safetensors", ".bin", ".json"):
-            with file.open("rb") as handle:
-                size = file.stat().st_size
-                head = handle.read(1 << 16)
-                handle.seek(max(0, size - (1 << 16)))
-                state.update(f"{file.name} {size} ".encode() + head + handle.read())
-    return state.hexdigest()[:16]
 
 
 def _plain(evidence: dict[str, Any]) -> dict[str, Any]:

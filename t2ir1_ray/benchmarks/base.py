@@ -1,5 +1,6 @@
 """What benchmarks share: prompts to draw, images to judge, and means with their standard errors."""
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,9 @@ from t2ir1_ray.errors import UserError
 
 Box = tuple[float, float, float, float]
 """x1, y1, x2, y2 in pixels; y grows downward."""
+
+SIGNS = 10_000
+"""Choices of signs that a test looks at."""
 
 Call = Callable[..., Any]
 """`call(judge, method, *arguments)` starts a method of a judge and returns a handle of its answer: one per image.
@@ -133,6 +137,26 @@ def estimate(figure: Figure, category_of: Mapping[str, str], values: Mapping[str
         for name, share in shares.items()
     )
     return Estimate(mean, math.sqrt(variance), sum(len(strata[name]) for name in shares))
+
+
+def sign_flip_p(figure: Figure, category_of: Mapping[str, str], differences: Mapping[str, float]) -> float:
+    """p of the paired two-sided test that two things to compare are the same, on a figure's difference.
+
+    differences: of each prompt, by prompt_id. If there is none, each may as well have the other sign: p is the share of
+    all choices of signs, or of 10,000 drawn ones, whose figure is as far from 0 as the one that was found.
+    """
+    strata: dict[str, list[float]] = {}
+    for prompt_id, difference in differences.items():
+        strata.setdefault("" if figure.shares is None else category_of[prompt_id], []).append(difference)
+    shares = {"": 1.0} if figure.shares is None else figure.shares
+    parts = np.concatenate([share * np.array(strata[name]) / len(strata[name]) for name, share in shares.items()])
+    if 2 ** len(parts) <= SIGNS:
+        signs = np.array(list(itertools.product((1.0, -1.0), repeat=len(parts))))
+    else:
+        signs = np.random.default_rng(0).choice((1.0, -1.0), (SIGNS, len(parts)))
+        signs[0] = 1.0  # what was found is one of them
+    reached = np.abs(signs @ parts)
+    return float(np.mean(reached >= reached[0] - 1e-12))
 
 
 def need_path(path: Path | None, what: str) -> Path:

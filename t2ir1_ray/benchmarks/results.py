@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from t2ir1_ray.benchmarks.base import Benchmark, Estimate, Figure, Item, estimate
+from t2ir1_ray.benchmarks.base import Benchmark, Estimate, Figure, Item, estimate, sign_flip_p
 from t2ir1_ray.errors import UserError
 from t2ir1_ray.storage import AppendedLines, write_whole
 
@@ -91,6 +91,17 @@ def against(
     }
 
 
+def beside(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """One summary whose columns are every checkpoint with every mode; summaries: by checkpoint, of the same figures."""
+    figures: dict[str, dict[str, Any]] = {}
+    for checkpoint, summary in summaries.items():
+        for name, row in summary["figures"].items():
+            columns = {f"{checkpoint}: {mode}": cell for mode, cell in row.items() if mode != DIFFERENCE}
+            figures.setdefault(name, {}).update(columns)
+    unreadable = {f"{c}: {mode}": n for c, summary in summaries.items() for mode, n in summary["unreadable"].items()}
+    return {"figures": figures, "unreadable": unreadable}
+
+
 def key_of(record: Mapping[str, Any]) -> tuple[str, int, str]:
     return record["mode"], record["seed"], record["prompt_id"]
 
@@ -103,8 +114,8 @@ def summarise(
 ) -> dict[str, Any]:
     """{"figures": {name: {mode: {mean, stderr, prompts} or None}}, "unreadable": {mode: images}}.
 
-    With two modes, "difference" is the first minus the second, paired by prompt. A figure over several categories is
-    withheld (None) while one of its images has no readable verdict.
+    With two modes, "difference" is the first minus the second, paired by prompt, and has the `p` of `sign_flip_p`. A
+    figure over several categories is withheld (None) while one of its images has no readable verdict.
     """
     category_of = {item.prompt_id: item.category for item in items}
     figures: dict[str, dict[str, Any]] = {}
@@ -125,6 +136,8 @@ def summarise(
             }
             columns[DIFFERENCE] = _estimate(figure, category_of, paired, max(missing.values()))
         figures[figure.name] = {name: _json(column) for name, column in columns.items()}
+        if difference := figures[figure.name].get(DIFFERENCE):
+            difference["p"] = sign_flip_p(figure, category_of, {key: value for key, (value,) in paired.items()})
     return {"figures": figures, "unreadable": unreadable}
 
 
@@ -136,20 +149,22 @@ def show(title: str, summary: Mapping[str, Any], console: Console) -> None:
         prompts = max((cell["prompts"] for cell in row.values() if cell), default=0)
         table.add_row(name, *[_cell(row[column], signed=column == DIFFERENCE) for column in columns], str(prompts))
     notes = "mean ± standard error over prompts (images and seeds of a prompt averaged first), in %"
+    if DIFFERENCE in columns:
+        notes += "; p: paired by prompt, two-sided, by flipping signs"
     if any(summary["unreadable"].values()):
         notes += f"; verdicts that could not be read: {sum(summary['unreadable'].values())}"
     table.caption, table.caption_justify = notes, "left"
     console.print(table)
 
 
-def markdown(checkpoint: str, summary: Mapping[str, Any]) -> str:
-    """A header and one row per mode, to paste into a table."""
-    figures = summary["figures"]
-    modes = [mode for mode in next(iter(figures.values())) if mode != DIFFERENCE]
-    lines = [f"| checkpoint | mode | {' | '.join(figures)} |", f"| --- | --- |{' --- |' * len(figures)}"]
-    lines += [
-        f"| {checkpoint} | {mode} | {' | '.join(_cell(row[mode]) for row in figures.values())} |" for mode in modes
-    ]
+def markdown(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+    """A header and one row per checkpoint and mode, to paste into a table. summaries: by checkpoint."""
+    names = list(next(iter(summaries.values()))["figures"])
+    lines = [f"| checkpoint | mode | {' | '.join(names)} |", f"| --- | --- |{' --- |' * len(names)}"]
+    for checkpoint, summary in summaries.items():
+        rows = summary["figures"].values()
+        modes = [mode for mode in next(iter(rows)) if mode != DIFFERENCE]
+        lines += [f"| {checkpoint} | {mode} | {' | '.join(_cell(row[mode]) for row in rows)} |" for mode in modes]
     return "\n".join(lines) + "\n"
 
 
@@ -218,4 +233,5 @@ def _cell(found: Mapping[str, Any] | None, signed: bool = False) -> str:
     if found is None:
         return "-"
     mean = f"{100 * found['mean']:{'+' if signed else ''}.1f}"
-    return mean if found["stderr"] is None else f"{mean} ± {100 * found['stderr']:.1f}"
+    spread = "" if found["stderr"] is None else f" ± {100 * found['stderr']:.1f}"
+    return mean + spread + (f", p {found['p']:.2g}" if "p" in found else "")

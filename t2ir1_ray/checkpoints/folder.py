@@ -1,5 +1,6 @@
 """Finding a checkpoint folder and reading its JSON files. Every failure is one line that names the field."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +43,19 @@ def resolve_checkpoint(path: str, field: str) -> Path:
     if path.count("/") != 1 or path.startswith((".", "~", "/")):
         raise UserError(f"{field}: {path} does not exist: give a checkpoint folder or a hub id")
     return hub_snapshot(path, field)
+
+
+def contents_digest(folder: Path) -> str:
+    """Of names, sizes and ends of a checkpoint's files: enough to notice that a folder holds another one now."""
+    state = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".safetensors", ".bin", ".json"):
+            with file.open("rb") as handle:
+                size = file.stat().st_size
+                head = handle.read(1 << 16)
+                handle.seek(max(0, size - (1 << 16)))
+                state.update(f"{file.name} {size} ".encode() + head + handle.read())
+    return state.hexdigest()[:16]
 
 
 def hub_snapshot(path: str, field: str) -> Path:

@@ -5,7 +5,8 @@ A key is one of three:
 - FREE: where things run and what is written down. It holds from then on.
 - FORCED: the run's figures depend on it, so that a change needs --force. It holds from then on: nothing in a checkpoint
   (rates, the optimizer's settings, experience collected ahead) brings the old value back.
-- FIXED: the state in a checkpoint is of its shape or kind. A change is refused, also with --force.
+- FIXED: the state in a checkpoint is of its shape or kind. A change is refused, also with --force; a policy that only
+  lies elsewhere is none.
 """
 
 import hashlib
@@ -99,7 +100,7 @@ def fingerprint(config: Config) -> str:
     values: dict[str, Any] = {
         key: value
         for key, value in leaves(portable(asdict(config)))
-        if key.startswith(EXPERIENCE) and change_of(key) is not Change.FREE
+        if key.startswith(EXPERIENCE) and change_of(key) is Change.FORCED  # a run's policy is the same at any path
     }
     values["reference"] = config.learner.beta > 0
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -58,7 +58,7 @@ class ExpertConfig:
 class RewardConfig:
     combine: str = "sum"  # sum (official) or gdpo (each expert normalised inside its group first)
     min_group_size: int = 2  # a group with fewer usable samples is dropped and counted
-    retries: int = 2  # times a failed expert call is repeated, on a restarted actor if need be
+    retries: int = 2  # times a call that raised is repeated, and times that each actor but the learner is started again
 
 
 @dataclass

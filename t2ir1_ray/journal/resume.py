@@ -4,22 +4,25 @@ import hashlib
 import json
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
+from t2ir1_ray.checkpoints.folder import contents_digest
 from t2ir1_ray.config import Config
 from t2ir1_ray.config.resuming import Change, differences
 from t2ir1_ray.errors import UserError
 from t2ir1_ray.storage import write_whole
 
 INPUTS = "inputs.json"
+POLICY = "policy.path"
 ROLLOUTS_S = 10
 """How long a run that was asked to end waits for steps ahead of the learner: spot instances leave it 30 s in all."""
 
 
 def record_inputs(run: Path, config: Config) -> None:
-    """Remember the contents of the prompt files: by their keys, for a later job may have them elsewhere."""
+    """Remember the contents of prompt files and policy: by their keys, for a later job may have them elsewhere."""
     write_whole(run / INPUTS, json.dumps(_inputs(config), indent=1) + "\n")
 
 
@@ -28,6 +31,9 @@ def check_unchanged(run: Path, stored: Config, config: Config, force: bool = Fal
 
     force: what the figures depend on may have changed, but not what a checkpoint's state is made of.
     """
+    known, now = _known(run, force), _inputs(config)
+    if POLICY in now and known.get(POLICY) == now[POLICY]:  # the same checkpoint, wherever it lies
+        stored = replace(stored, policy=replace(stored.policy, path=config.policy.path))
     found = differences(stored, config)
     if found[Change.FIXED]:
         raise UserError(
@@ -36,24 +42,23 @@ def check_unchanged(run: Path, stored: Config, config: Config, force: bool = Fal
         )
     if force:
         return
-    changes, known, now = found[Change.FORCED], _known(run), _inputs(config)
-    changes += [
-        f"{key}: {path}: other contents than before"
-        for key, path in _prompt_files(config).items()
-        if known.get(key) != now[key]
-    ]
+    changes = found[Change.FORCED]
+    files = _prompt_files(config) | ({POLICY: config.policy.path} if POLICY in known and POLICY in now else {})
+    changes += [f"{key}: {p}: other contents than before" for key, p in files.items() if known.get(key) != now[key]]
     if changes:
         raise UserError(
             f"--resume: this is not the run that {run} holds ({'; '.join(changes)}): undo it, or add --force"
         )
 
 
-def _known(run: Path) -> dict[str, Any]:
+def _known(run: Path, force: bool) -> dict[str, Any]:
     try:
         known = json.loads((run / INPUTS).read_bytes()) if (run / INPUTS).is_file() else {}
     except (OSError, ValueError, RecursionError):
         known = None
     if not isinstance(known, dict):
+        if force:
+            return {}
         raise UserError(f"--resume: {run / INPUTS} is no JSON object: restore it, or add --force")
     return known
 
@@ -64,11 +69,13 @@ def _prompt_files(config: Config) -> dict[str, str]:
 
 
 def _inputs(config: Config) -> dict[str, str]:
-    """key of the configuration -> SHA-256 of the file that it names"""
+    """key of the configuration -> digest of the file or folder that it names; a hub id has none"""
+    policy = Path(config.policy.path)
     try:
-        return {key: hashlib.sha256(Path(f).read_bytes()).hexdigest() for key, f in _prompt_files(config).items()}
+        found = {key: hashlib.sha256(Path(f).read_bytes()).hexdigest() for key, f in _prompt_files(config).items()}
+        return found | ({POLICY: contents_digest(policy)} if policy.is_dir() else {})
     except OSError as error:
-        raise UserError(f"data.prompts, eval.prompts: {error.filename}: {error.strerror}") from None
+        raise UserError(f"data.prompts, eval.prompts, policy.path: {error.filename}: {error.strerror}") from None
 
 
 class Termination:

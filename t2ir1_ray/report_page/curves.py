@@ -42,6 +42,12 @@ def charts(metrics: Iterable[str]) -> list[Chart]:
             _named(_all(known, "heldout/task/"), "heldout/task/"),
             percent=True,
         ),
+        Chart(
+            "Held-out accuracy by task, greedy",
+            "the most likely plan and image",
+            _named(_all(known, "heldout/task_greedy/"), "heldout/task_greedy/"),
+            percent=True,
+        ),
         Chart("KL", "to the starting policy, per token", [("kl", "all"), *_segments("segment_kl")]),
         Chart("Entropy", "nats per token", _segments("entropy")),
         Chart("Time per phase", "seconds", [(k, k[5:].removesuffix("_s")) for k in times], stacked=True),

@@ -1,6 +1,7 @@
 """`python -m tests.benchmarks.experts [--images N] [--out FILE.json]`: images per second of every shipped expert.
 
-Batches of 1 and of 16 are timed in turn in one run, so that a noisy machine disturbs both; the best round counts.
+Batches of 1 and of 16 must give the same scores, or nothing is timed. They run in turns, so that a noisy machine
+disturbs both; the best round counts.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -20,6 +22,9 @@ from t2ir1_ray.shapes.build import base_samples
 
 ROUNDS = 3
 BATCHES = (1, 16)
+CLOSE = 1e-4
+"""Between the scores of an image in batches of both sizes."""
+TARGET = 2.0
 
 
 def rate(expert: Expert, pixels: object, rows: list) -> float:
@@ -43,17 +48,22 @@ def main() -> None:
     figures = {}
     for kind in kinds:
         experts = {size: load_expert(kind, str(shipped / kind), device=device, batch_size=size) for size in BATCHES}
+        scores = [expert.score(pixels, rows).scores for expert in experts.values()]
+        apart = float(np.nanmax(np.abs(np.subtract(*scores))))
+        if not (apart <= CLOSE and np.array_equal(*map(np.isnan, scores))):
+            raise SystemExit(f"{kind}: scores of batches of {BATCHES} are up to {apart:g} apart: nothing to compare")
         best = dict.fromkeys(BATCHES, 0.0)
         for _ in range(ROUNDS):
             for size, expert in experts.items():
                 best[size] = max(best[size], rate(expert, pixels, rows))
         figures[kind] = {f"images_per_s_batch_{size}": round(value, 1) for size, value in best.items()}
         figures[kind]["ratio"] = round(best[16] / best[1], 2)
-    table = Table("expert", "batch 1, images/s", "batch 16, images/s", "ratio")
+        figures[kind]["scores_apart"] = float(f"{apart:.1g}")
+    table = Table("expert", "batch 1, images/s", "batch 16, images/s", "ratio", "scores apart")
     for kind, found in figures.items():
         table.add_row(kind, *map(str, found.values()))
     Console().print(table)
-    result = {"device": device, "threads": 1, "images": options.images, "experts": figures}
+    result = {"device": device, "threads": 1, "images": options.images, "target": TARGET, "experts": figures}
     print(json.dumps(result))
     if options.out:
         options.out.write_text(json.dumps(result, indent=1) + "\n")

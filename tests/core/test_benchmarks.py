@@ -5,11 +5,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from t2ir1_ray.benchmarks import BENCHMARKS, t2i_compbench
-from t2ir1_ray.benchmarks.base import Benchmark, Figure, Item
-from t2ir1_ray.benchmarks.results import Results, against, markdown, read_base, summarise
+from t2ir1_ray.benchmarks.base import Benchmark, Figure, Item, sign_flip_p
+from t2ir1_ray.benchmarks.results import Results, against, beside, markdown, read_base, summarise
 from t2ir1_ray.errors import UserError
 
 
@@ -49,6 +50,8 @@ def test_the_difference_is_paired_by_prompt() -> None:
     assert found["a"]["stderr"] > 0.2
     assert found["difference"]["mean"] == pytest.approx(0.1)
     assert found["difference"]["stderr"] == pytest.approx(0.0, abs=1e-9)
+    assert found["difference"]["p"] == 0.25
+    assert "p" not in found["a"]
 
 
 def test_two_checkpoints_are_compared_prompt_by_prompt(tmp_path: Path) -> None:
@@ -75,11 +78,54 @@ def test_two_checkpoints_are_compared_prompt_by_prompt(tmp_path: Path) -> None:
             read_base(nowhere, now, wanted)
 
 
+def test_four_numbers_stand_side_by_side() -> None:
+    """A base and a policy, each with both modes: one table, and one row each."""
+    values = {"base": (0.2, 0.4), "policy": (0.6, 0.8)}
+    summaries = {
+        name: summarise(Stub({}), ITEMS, [record(0, a), record(0, b, mode="b")], ["a", "b"])
+        for name, (a, b) in values.items()
+    }
+    found = beside(summaries)["figures"]["all"]
+    assert {name: cell["mean"] for name, cell in found.items()} == {
+        "base: a": 0.2,
+        "base: b": 0.4,
+        "policy: a": 0.6,
+        "policy: b": 0.8,
+    }
+    rows = markdown(summaries).splitlines()[2:]
+    assert [row.split(" | ")[:3] for row in rows] == [
+        ["| base", "a", "20.0"],
+        ["| base", "b", "40.0"],
+        ["| policy", "a", "60.0"],
+        ["| policy", "b", "80.0"],
+    ]
+
+
+def test_flipped_signs_by_hand() -> None:
+    """Three differences of 1: of 8 choices of signs two are as far from 0. With 1, 1, -1 all are but none is nearer."""
+    plain = Figure("all", "m", None)
+    assert sign_flip_p(plain, {}, {"0": 1.0, "1": 1.0, "2": 1.0}) == 2 / 8
+    assert sign_flip_p(plain, {}, {"0": 1.0, "1": 1.0, "2": -1.0}) == 1.0
+    assert sign_flip_p(plain, {}, {"0": 0.0}) == 1.0
+    # Two strata: 0.75 * (1 + 1) / 2 of x and 0.25 * d of y, which only decides if it is larger.
+    shares, of = Figure("weighted", "m", {"x": 0.75, "y": 0.25}), {"0": "x", "1": "x", "2": "y", "3": "z"}
+    assert sign_flip_p(shares, of, {"0": 1.0, "1": 1.0, "2": 0.0}) == 4 / 8
+    assert sign_flip_p(shares, of, {"0": 0.0, "1": 0.0, "2": 9.0}) == 1.0
+    assert sign_flip_p(shares, of, {"0": 1.0, "1": 1.0, "2": 1.0, "3": 5.0}) == 2 / 8  # z has no share
+
+
+def test_p_is_about_what_the_normal_distribution_says() -> None:
+    differences = np.random.default_rng(1).normal(0.1, 1.0, 400)
+    z = differences.mean() / (differences.std(ddof=1) / 20)
+    p = sign_flip_p(Figure("all", "m", None), {}, dict(zip(map(str, range(400)), differences, strict=True)))
+    assert p == pytest.approx(math.erfc(abs(z) / math.sqrt(2)), abs=0.02)
+
+
 def test_an_unreadable_verdict_withholds_the_overall() -> None:
     summary = summarise(Stub({}), ITEMS, [record(0, 1.0), record(1, None), record(2, 1.0)], ["a"])
     assert summary["unreadable"] == {"a": 1}
     assert summary["figures"]["weighted"]["a"] is None
-    row = markdown("policy", summary).splitlines()[-1]
+    row = markdown({"policy": summary}).splitlines()[-1]
     assert row == "| policy | a | - | - |"
 
 

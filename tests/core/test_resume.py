@@ -1,7 +1,9 @@
 """A resumed run is the run that was begun: what may change, and what is refused with its difference."""
 
 import dataclasses
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -122,6 +124,34 @@ def test_what_a_checkpoint_is_made_of_is_refused_also_with_force(override: str, 
     changed = config.load("shapes", [f"data.prompts={stored.data.prompts}", override])
     with pytest.raises(UserError, match=f"{override.split('=')[0]}: .* begin a new run"):
         check_unchanged(tmp_path, stored, changed, force=True)
+
+
+def test_the_policy_may_lie_elsewhere_but_not_change(tmp_path: Path) -> None:
+    """A folder that moved is known by its contents; without any, as in runs of before, its path must stay."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    shutil.copytree(config.SHIPPED / "policy", old)
+    prompts = prepared(tmp_path).data.prompts
+    stored, moved = (config.load("shapes", [f"data.prompts={prompts}", f"policy.path={path}"]) for path in (old, new))
+    record_inputs(tmp_path, stored)
+    old.rename(new)
+    check_unchanged(tmp_path, stored, moved)
+    assert resuming.fingerprint(stored) == resuming.fingerprint(moved)
+
+    settings = new / "config.json"
+    text = settings.read_text()
+    settings.write_text(text + " ")
+    with pytest.raises(UserError, match=r"policy.path: .* begin a new run"):
+        check_unchanged(tmp_path, stored, moved, force=True)
+    with pytest.raises(UserError, match=r"policy.path: .*new: other contents than before"):
+        check_unchanged(tmp_path, moved, moved)
+    check_unchanged(tmp_path, moved, moved, force=True)
+
+    settings.write_text(text)
+    inputs = tmp_path / "inputs.json"
+    inputs.write_text(json.dumps({k: v for k, v in json.loads(inputs.read_text()).items() if k != "policy.path"}))
+    check_unchanged(tmp_path, moved, moved)
+    with pytest.raises(UserError, match=r"policy.path: .* begin a new run"):
+        check_unchanged(tmp_path, stored, moved)
 
 
 def test_every_key_of_the_configuration_is_in_the_table_once() -> None:

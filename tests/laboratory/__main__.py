@@ -1,7 +1,8 @@
 """`python -m tests.laboratory [CASE ...]`: a cluster of a head and two workers, and jobs that come from a laptop.
 
 Every case prints a line with what it found and how long it took; the journals of all runs are compared with that of
-one on this machine alone. The exit code is 1 if a case fails. As root, with iproute2; the clocks' case needs faketime.
+one on this machine alone. The exit code is 1 if a case fails. As root, with iproute2; the clocks' case needs faketime,
+the launcher's openssh-server and rsync.
 """
 
 import argparse
@@ -15,10 +16,16 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from tests.laboratory.launcher import SSHD, Launcher
 from tests.laboratory.machines import Laboratory, Machine, wait_until
 from tests.system.runs import STEPS, assert_same_metrics, has_done, metrics, small_config
 
 ROOT = Path(__file__).parents[2]
+COUNT = """
+import ray
+ray.init(address="auto", log_to_driver=False)
+print("nodes", sum(node["Alive"] for node in ray.nodes()))
+"""
 PORT, JOBS = 6379, 8265
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 
@@ -180,9 +187,37 @@ def doctor(cluster: Cluster) -> str:
     return asked(cluster, "node ")
 
 
+def launcher(cluster: Cluster) -> str:
+    """`ray up` to `ray down` over ssh, by the rendered files: a script, a shell on the head, and a run as a job."""
+    if not SSHD.exists():
+        return "left out: apt-get install openssh-server"
+    ray = Launcher(cluster.laboratory, cluster.laptop, cluster.head, [cluster.one, cluster.two])
+    ray.render(cluster.file, cpus=1)
+    begin = time.monotonic()
+    ray.run("ray", "up", "--yes", "cluster.yaml")
+    (ray.folder / "count.py").write_text(COUNT)
+    wait_until(lambda: "nodes 3" in ray.run("ray", "submit", "cluster.yaml", "count.py"), 60)
+    seconds = time.monotonic() - begin
+    shell = ray.run("ray", "attach", "cluster.yaml", input="hostname; ray status; exit\n")
+    assert "head" in shell.split()
+    assert "0.0/2.0 CPU" in shell, shell
+    with ray.start("ray", "dashboard", "cluster.yaml", stdout=subprocess.DEVNULL, stdin=subprocess.PIPE) as tunnel:
+        job = [str(ROOT / "deploy" / "run.sh"), str(cluster.runs / "launched"), "--config", str(cluster.file)]
+        where = ["--address", "http://127.0.0.1:8265", "--", *job, f"train.steps={STEPS}"]
+        wait_until(lambda: ray.start("ray", "job", "list", *where[:2]).wait() == 0, 60)
+        ray.run("ray", "job", "submit", *where, timeout=400)
+        tunnel.terminate()
+    ray.run("ray", "down", "--yes", "cluster.yaml")
+    for machine in (cluster.one, cluster.two):
+        machine.run("ray", "stop")
+    for machine in (cluster.head, cluster.one, cluster.two):
+        assert "raylet" not in machine.run("ps", "ax")
+    return f"{same(cluster, 'launched')}; three nodes up in {seconds:.0f} s"
+
+
 CASES: dict[str, Callable[[Cluster], str]] = {
     case.__name__.replace("_", "-"): case
-    for case in (late_node, node_back, node_gone, head_gone, two_ranks, no_shared_disk, clocks, doctor)
+    for case in (late_node, node_back, node_gone, head_gone, two_ranks, no_shared_disk, clocks, doctor, launcher)
 }
 
 

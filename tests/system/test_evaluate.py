@@ -128,7 +128,9 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(finished: Path, tmp_
         evaluate.main([*command, "--cfg", "2"])
     evaluate.main([*command, "--against", str(finished)])  # the same checkpoint and seeds: no difference at all
     found = summary(out)["against"]["semantic-CoT"]["accuracy"]
-    assert found["difference"] == {"mean": 0.0, "stderr": 0.0, "prompts": LIMIT}
+    assert found["difference"] == {"mean": 0.0, "stderr": 0.0, "prompts": LIMIT, "p": 1.0}
+    rows = (out / "row.md").read_text()
+    assert (rows.count("| policy |"), rows.count("| policy (base) |")) == (2, 2)
     assert found["policy"] == found["policy (base)"] == summary(out)["figures"]["accuracy"]["semantic-CoT"]
 
 
