@@ -14,7 +14,7 @@ from t2ir1_ray.fitting.prompts import heldout_prompts, training_prompts
 from t2ir1_ray.journal.journal import Journal
 from t2ir1_ray.journal.resume import ROLLOUTS_S, Termination
 from t2ir1_ray.loop.collector import Collector
-from t2ir1_ray.loop.experience import assemble
+from t2ir1_ray.loop.experience import assemble, compared_codebook
 from t2ir1_ray.loop.heldout import HeldOut
 from t2ir1_ray.loop.timeline import Timeline, throughput
 
@@ -27,6 +27,7 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
     """
     prompts, skipped = training_prompts(config)
     heldout = HeldOut(config, heldout_prompts(config)) if config.eval.every else None
+    codebook = compared_codebook(config)
     steps = config.train.steps
     timeline, activity = Timeline(), Activity()
     gpus = sum(role.count * role.num_gpus for role in roles(config))
@@ -67,7 +68,7 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
                 collected = collector.await_step(step, termination.asked)
                 if collected is None:
                     break
-                experience = assemble(collected.groups, config)
+                experience = assemble(collected.groups, config, codebook)
                 staleness = step - 1 - int(experience.rollouts.policy_version.min())
                 with timeline("learn", step):
                     update = cluster.learn(experience.batch, on_policy=staleness == 0)

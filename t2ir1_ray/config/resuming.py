@@ -48,8 +48,8 @@ _TABLE = {
         Change.FIXED: "zero_stage dtype lora_rank lora_targets",
         Change.FORCED: "learning_rate lr_schedule warmup_steps betas weight_decay max_grad_norm beta beta_schedule kl "
         "clip_low clip_high correction semantic_max_ratio image_max_ratio advantage_std advantages image_logprobs "
-        "loss_average semantic_weight image_weight zero_variance max_resamples tokens_per_batch "
-        "gradient_checkpointing lora_alpha",
+        "token_credit entropy_band entropy_weight loss_average semantic_weight image_weight zero_variance "
+        "max_resamples tokens_per_batch gradient_checkpointing lora_alpha",
     },
     "train": {Change.FORCED: "steps seed mode max_staleness deterministic"},
     "eval": {Change.FORCED: "prompts verifier every count seed"},

@@ -96,6 +96,9 @@ class LearnerConfig:
     image_logprobs: str = (
         "conditional"  # conditional (official), or guided: of what was really sampled, two rows per image
     )
+    token_credit: str = "none"  # none (official), entropy, guidance, similarity, critical: see learner/token_credit.py
+    entropy_band: tuple[float, float] | None = None  # [low, high]: holds entropies there, in units of the first step's
+    entropy_weight: float = 0.1  # largest weight of the entropy term: where an entropy is off the band by the first
     loss_average: str = "group"  # group (official), token or sequence
     semantic_weight: float = 1.0  # multiplies the loss of plan tokens
     image_weight: float = 1.0  # multiplies the loss of image tokens

@@ -7,6 +7,7 @@ import numpy as np
 
 from actors.cluster import ScoredGroup
 from learner.bicot_grpo import nested_advantages, ragged_advantages, token_weights
+from learner.token_credit import COMPARING, group_distances
 from rewards.base import ExpertScores
 from rewards.ensemble import combine, insight
 from t2ir1_ray.config import Config
@@ -30,9 +31,10 @@ class Experience:
     metrics: dict[str, float | None]
 
 
-def assemble(groups: Sequence[ScoredGroup], config: Config) -> Experience:
+def assemble(groups: Sequence[ScoredGroup], config: Config, codebook: np.ndarray | None = None) -> Experience:
     """Combine the experts' scores, drop what failed, compare samples inside their groups.
 
+    codebook: of `compared_codebook`.
     Raises RunError if no group is left to train on.
     """
     rollouts = Rollouts.concat([group.rollouts for group in groups])
@@ -60,7 +62,7 @@ def assemble(groups: Sequence[ScoredGroup], config: Config) -> Experience:
     else:
         credit = [ragged_advantages(rewards[keep], index[keep], std=config.learner.advantage_std)] * 2
     semantic_advantages[keep], advantages[keep] = credit
-    batch = _learner_batch(groups, rollouts, index, semantic_advantages, advantages, config)
+    batch = _learner_batch(groups, rollouts, index, semantic_advantages, advantages, config, codebook)
     batch = share_plans(batch, plan[keep]) if config.rollout.images_per_plan > 1 else batch
     rewards = np.where(keep, rewards, np.nan).astype(np.float32)
     metrics = {
@@ -76,6 +78,15 @@ def assemble(groups: Sequence[ScoredGroup], config: Config) -> Experience:
     }
     prompts = [str(groups[i].prompt["prompt"]) for i in index]
     return Experience(rollouts, prompts, task_types, scores, rewards, semantic_advantages, advantages, batch, metrics)
+
+
+def compared_codebook(config: Config) -> np.ndarray | None:
+    """(V, D) vectors of the image tokens, if token credit compares images inside their group."""
+    if config.learner.token_credit not in COMPARING:
+        return None
+    from t2ir1_ray.janus.policy import image_codebook
+
+    return image_codebook(config.policy.path)
 
 
 def has_signal(group: ScoredGroup, config: Config) -> bool:
@@ -113,6 +124,7 @@ def _learner_batch(
     semantic_advantages: np.ndarray,
     advantages: np.ndarray,
     config: Config,
+    codebook: np.ndarray | None,
 ) -> LearnerBatch:
     """The samples that have an advantage."""
     rows = np.flatnonzero(np.isfinite(advantages))
@@ -130,6 +142,10 @@ def _learner_batch(
         config.learner.semantic_weight,
         config.learner.image_weight,
     )
+    distances = np.empty((len(rows), 0), np.float32)
+    if config.learner.token_credit in COMPARING:
+        opposed = advantages[rows] if config.learner.token_credit == "similarity" else None
+        distances = group_distances(kept.image_ids, index[rows], codebook, opposed)
     return LearnerBatch(
         prompt_id=kept.prompt_id,
         semantic_prompt_ids=kept.semantic_prompt_ids,
@@ -144,6 +160,7 @@ def _learner_batch(
         image_advantage=advantages[rows],
         semantic_token_weight=semantic_weight,
         image_token_weight=image_weight,
+        image_distance=list(distances),
     )
 
 

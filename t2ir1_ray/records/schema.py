@@ -143,6 +143,9 @@ class LearnerBatch(Record):
     image_advantage: np.ndarray = _scalars(pa.float32())  # (N,) of the image
     semantic_token_weight: np.ndarray = _scalars(pa.float32())  # (N,) of each plan token in the batch's loss
     image_token_weight: np.ndarray = _scalars(pa.float32())  # (N,) of each image token in the batch's loss
+    image_distance: list[np.ndarray] = _ragged(
+        pa.float32()
+    )  # (I,) to the group's, or (0,): no token credit asks for it
 
 
 def dump_table(

@@ -131,6 +131,7 @@ def random_batch() -> LearnerBatch:
         image_advantage=advantages,
         semantic_token_weight=semantic_weight,
         image_token_weight=image_weight,
+        image_distance=[np.empty(0, np.float32)] * SAMPLES,
     )
 
 

@@ -111,6 +111,7 @@ def test_learner_records_survive_arrow(data: st.DataObject, n: int) -> None:
         image_advantage=data.draw(weight),
         semantic_token_weight=data.draw(weight),
         image_token_weight=data.draw(weight),
+        image_distance=data.draw(floats),
     )
     assert_equal(LearnerBatch.from_arrow(through_ipc(batch.to_arrow())), batch)
     reference = ReferenceLogprobs(batch.semantic_ref_logprobs, batch.image_ref_logprobs)

@@ -67,12 +67,15 @@ def test_sampling_and_learning_see_the_same_policy(first: tuple[Path, list[dict[
 
 
 def test_variants_learn_from_what_was_sampled(local_ray: None, tmp_path: Path) -> None:
-    """The decoder's and the learner's log-probs of the guided distribution agree; plans with several images too."""
+    """The decoder's and the learner's log-probs of the guided distribution agree; plans with several images too, and
+    with credit by token."""
     guided = ["rollout.guidance=1.5", "learner.image_logprobs=guided"]
     nested = ["rollout.images_per_plan=2", "learner.advantages=nested"]
-    found = run(tmp_path / "run", *guided, *nested, "train.steps=2", "eval.every=0")
+    credit = ["learner.token_credit=guidance", "learner.entropy_band=[0.8,1.2]"]
+    found = run(tmp_path / "run", *guided, *nested, *credit, "train.steps=2", "eval.every=0")
     for line in found:
         assert line["grad_norm"] > 0
+        assert line["entropy_ratio/image"] == pytest.approx(1.0, abs=0.2)
         for segment in ("semantic", "image"):
             assert line[f"mismatch/{segment}_max"] < 1e-4, line["step"]
             assert line[f"mismatch/{segment}_ratio_max"] == pytest.approx(1.0, abs=1e-4)
