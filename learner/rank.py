@@ -149,7 +149,7 @@ class LearnerRank:
 
         `on_policy=False`: the ratio is taken against the stored sampling log-probs, and truncated or clipped.
         The metrics are those of `StepMeter`, and grad_norm (before clipping), lr and beta. Raises RunError if one of
-        them is not finite.
+        them is not finite, with the first sample of every rank that has brought it about.
         """
         data = LearnerBatch.from_arrow(batch)
         device = self.engine.device
@@ -180,8 +180,18 @@ class LearnerRank:
             meter.add(micro_batch, loss, losses, values, own.sampled)
         self.beta.step()
         metrics = meter.metrics() | {"grad_norm": float(self.engine.get_global_grad_norm()), "lr": lr, "beta": beta}
-        check_finite(metrics, "update")
+        finite = all(np.isfinite(figure).all() for figure in metrics.values())  # on all ranks, or on none
+        check_finite(metrics, "update" if finite else f"update{self._blamed(data, int(meter.broken))}")
         return metrics
+
+    def _blamed(self, data: LearnerBatch, token: int) -> str:
+        """The first broken sample of every rank; all ranks ask together. token: of this rank's, see `StepMeter`."""
+        lengths, width = [len(ids) for ids in data.semantic_ids], data.image_ids.shape[1]
+        rows = np.concatenate([np.repeat(np.arange(len(data)), count) for count in (lengths, width)])[token : token + 1]
+        found: list[list[str]] = [[]] * self.world_size
+        dist.all_gather_object(found, [f"sample {data.sample[row]} of prompt {data.prompt_id[row]}" for row in rows])
+        named = [name for names in found for name in names]
+        return f" ({', '.join(named)})" if named else ""
 
     def trainable_metadata(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
         """(name, dtype, full shape) of every parameter that training changes, in the order of `gather_trainable`."""

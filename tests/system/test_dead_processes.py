@@ -121,7 +121,7 @@ def test_every_wait_names_who_does_not_answer(local_ray: None, tmp_path: Path) -
     with Cluster.launch(settings) as cluster:
         cluster.push_version(cluster.publish(0))
         pending = [cluster.score(rows[row], samples) for row, samples in cluster.sample(prompts, sampling, 2)]
-        batch = assemble([cluster.finish(group) for group in pending], settings).batch
+        batch = assemble([cluster.finish(group) for group in pending], settings, 1).batch
         weights = cluster.publish(1)
         cluster.held = Published(7, None, [])  # as after a restart, when NCCL has brought the weights
         with pytest.raises(RunError, match="^rollout 0: holds version 0 instead of 7"):
