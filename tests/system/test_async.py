@@ -49,7 +49,7 @@ def test_a_resumed_run_takes_up_what_was_in_flight(ahead: Path, tmp_path: Path) 
     for step in (4, 6):
         shutil.rmtree(run / "checkpoints" / f"step_{step:06d}")
     flying = read_steps(run / "checkpoints" / "step_000002")
-    assert [_version(groups) for groups, _ in flying.values()] == [0, 1]
+    assert [_version(groups) for groups, *_ in flying.values()] == [0, 1]
     train(config.load(str(run / "config.yaml")), run, resume=True)
     assert_same_metrics(metrics(ahead), metrics(run), tolerance=0)
     restored = [line["step"] for line in metrics(run)[1:] if line["time/rollout_s"] is None]
