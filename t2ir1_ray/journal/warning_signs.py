@@ -16,7 +16,8 @@ GROWN, EXACT = 10, 1e-5
 """How many times as large as in the first step the mean |log ratio| may become, and from where on that counts. In a run
 of the shapes world it stays below 2e-7 for plans and images; a policy that is one update older gives 1e-3."""
 ENOUGH = 32
-"""Scored images that tell a blind expert from one whose few images were equally good."""
+"""Scored images that tell a blind expert from one whose few images were equally good; plans that tell a policy with
+nothing else to say from one whose few plans came out alike."""
 FOLLOWS = 0.5
 """What a probe of an expert finds at least: 1 but for rounding."""
 PARTED, CERTAIN = 0.3, 3
@@ -37,6 +38,7 @@ class WarningSigns:
         self._told: dict[str, int] = {}
         self._first_drift: dict[str, float] = {}  # segment -> mean |log ratio| of the first on-policy step
         self._blind: dict[str, int] = {}  # expert -> images in its latest steps in which it told no two apart
+        self._alike = 0  # plans of the latest steps in which no prompt had two different ones
         self._together = 0  # the last step in which reward and monitors had not parted
         self._updated = False  # whether the step before has changed the policy
 
@@ -80,8 +82,10 @@ class WarningSigns:
                 "every plan is empty: nothing is planned; look at the samples, at policy.plan_template, and at what "
                 "plans of the starting policy look like"
             )
-        elif metrics.get("plan/distinct") == 1 or metrics.get("plan/alike_groups") == 1:
-            one = metrics.get("plan/distinct") == 1
+        one = metrics.get("plan/distinct") == 1 and metrics.get("plan/written", 0) > 1
+        alike = one or metrics.get("plan/alike_groups") == 1
+        self._alike = self._alike + int(metrics.get("plan/written", 0)) if alike else 0
+        if self._alike >= ENOUGH and "empty" not in found:
             found["alike"] = (
                 f"{'all plans of the step are one text' if one else 'no prompt has two different plans'}: there is "
                 "nothing to learn about plans; raise rollout.temperature or learner.beta, or go back to a checkpoint"

@@ -93,8 +93,8 @@ def has_signal(group: ScoredGroup, config: Config, step: int) -> bool:
 
 
 def plan_variety(plans: Sequence[str], group: np.ndarray, plan: np.ndarray) -> dict[str, float | None]:
-    """`plan/empty`, the share of plans without a word; `plan/distinct`, the number of different texts among them;
-    `plan/alike_groups`, the share of groups whose plans are all the same (None: a group has one plan).
+    """`plan/written`, the number of plans; `plan/empty`, the share of those without a word; `plan/distinct`, the number
+    of different texts; `plan/alike_groups`, the share of groups whose plans are all the same (None: they have but one).
 
     plans: (N,) texts; group, plan: (N,) numbers of the samples' prompts and plans, plans numbered across groups.
     """
@@ -104,6 +104,7 @@ def plan_variety(plans: Sequence[str], group: np.ndarray, plan: np.ndarray) -> d
     distinct = np.bincount([number for number, _ in set(zip(groups.tolist(), texts, strict=True))])
     several = written > 1
     return {
+        "plan/written": len(texts),
         "plan/empty": float(np.mean([not text for text in texts])),
         "plan/distinct": len(set(texts)),
         "plan/alike_groups": float((distinct[several] == 1).mean()) if several.any() else None,

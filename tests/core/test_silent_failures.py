@@ -98,7 +98,7 @@ def test_plans_that_say_nothing_are_told(settings: Config, plans: list[list[str]
 def test_variety_counts_each_plan_once() -> None:
     """Two prompts with two plans of two images each."""
     plans, groups, numbers = ["a", "a", "b", "b", "", "", "", ""], np.repeat([0, 1], 4), np.repeat(range(4), 2)
-    expected = {"plan/empty": 0.5, "plan/distinct": 3, "plan/alike_groups": 0.5}
+    expected = {"plan/written": 4, "plan/empty": 0.5, "plan/distinct": 3, "plan/alike_groups": 0.5}
     assert plan_variety(plans, groups, numbers) == expected
     assert plan_variety(plans[:4], groups[:4], np.zeros(4, int))["plan/alike_groups"] is None  # one plan: no variety
 

@@ -19,6 +19,7 @@ HEALTHY = {
     "plan/truncated": 0.0,
     "plan/length": 30.0,
     "entropy/image": 0.5,
+    "plan/written": 64,
     "plan/empty": 0.0,
     "plan/distinct": 60,
     "plan/alike_groups": 0.0,
@@ -51,6 +52,7 @@ def test_a_healthy_run_is_left_alone() -> None:
     assert run({}) == []
     assert run({"staleness": 1, "mismatch/image_max": 0.5}) == []  # an older policy differs by right
     assert run({"expert/git/zero_spread": None, "plan/alike_groups": None}) == []  # it applied to no prompt
+    assert run({"plan/written": 1, "plan/distinct": 1, "plan/alike_groups": None}) == []  # one prompt, one plan
     assert run({"kl": lambda step: 0.0 if step == 1 else 1e-9}) == []  # the first step is the reference's own
     assert run({"kl": 0.0}, settings=["learner.beta=0"]) == []  # there is no reference
     assert run({"grad_norm": 0.0, "publish/changed": 0.0, "reward/zero_std_groups": 1.0}, steps=1) == [NO_SIGNAL]
@@ -105,6 +107,8 @@ def test_each_bad_sign_is_told(changes: Mapping[str, object], words: str) -> Non
         ({"grad_norm": 0.0}, 1),
         ({"publish/changed": 0.0}, 1),
         ({"plan/empty": 1.0}, 1),
+        ({"plan/alike_groups": 1.0}, 1),
+        ({"plan/alike_groups": 1.0, "plan/written": 4}, 8),  # few plans may come out alike
         ({"expert/git/zero_spread": 1.0}, 1),
         ({"expert/git/zero_spread": 1.0, "expert/git/scored": 16}, 2),  # few images may be equally good
         ({"kl": 0.0}, 2),  # in the first step it is 0 by right
