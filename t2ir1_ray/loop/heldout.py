@@ -5,7 +5,7 @@ policies differ by the policies alone.
 """
 
 import time
-from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -33,21 +33,18 @@ class HeldOut:
 
     def evaluate(self, cluster: Cluster) -> dict[str, float]:
         """Exact accuracy at temperature 1 (with its standard error) and greedy, shares of right plans and of images
-        that follow their plan, accuracy per task type, and the seconds that all this took."""
+        that follow their plan, all of them also per task type, and the seconds that this took."""
         begin = time.perf_counter()
         sampled, greedy = self._judge(cluster, 1.0), self._judge(cluster, 0.0)
         accuracy = sampled["accuracy"].mean()
-        by_task = defaultdict(list)
-        for task, right in zip(self.task_types, sampled["accuracy"], strict=True):
-            by_task[task].append(right)
         return {
             "heldout/accuracy": float(accuracy),
-            "heldout/accuracy_stderr": float(np.sqrt(accuracy * (1 - accuracy) / len(self.texts))),
+            "heldout/accuracy_stderr": _stderr(sampled["accuracy"]),
             "heldout/accuracy_greedy": float(greedy["accuracy"].mean()),
             "heldout/plan_accuracy": float(sampled["plan"].mean()),
             "heldout/image_follows_plan": float(sampled["follows"].mean()),
             "time/heldout_s": time.perf_counter() - begin,
-            **{f"heldout/task/{part(task)}": float(np.mean(rights)) for task, rights in sorted(by_task.items())},
+            **by_task(self.task_types, sampled, greedy["accuracy"]),
         }
 
     def _judge(self, cluster: Cluster, temperature: float) -> dict[str, np.ndarray]:
@@ -62,3 +59,25 @@ class HeldOut:
             verdicts["plan"][row] = verify_plan(prompt, plan)
             verdicts["follows"][row] = image_follows_plan(plan, pixels)
         return verdicts
+
+
+def by_task(task_types: Sequence[str], sampled: Mapping[str, np.ndarray], greedy: np.ndarray) -> dict[str, float]:
+    """`heldout/task/<type>`, accuracy at temperature 1, and `heldout/task_<figure>/<type>`: its standard error
+    (`stderr`), `greedy` accuracy, and at temperature 1 the shares of right plans (`plan`) and of images that follow
+    theirs (`follows`).
+
+    sampled: `accuracy`, `plan`, `follows`, each (N,) bool; greedy: (N,) bool.
+    """
+    tasks, found = np.array(task_types), {}
+    for task in sorted(set(task_types)):
+        rows, name = tasks == task, part(task)
+        found[f"heldout/task/{name}"] = float(sampled["accuracy"][rows].mean())
+        found[f"heldout/task_stderr/{name}"] = _stderr(sampled["accuracy"][rows])
+        found[f"heldout/task_greedy/{name}"] = float(greedy[rows].mean())
+        found |= {f"heldout/task_{kind}/{name}": float(sampled[kind][rows].mean()) for kind in ("plan", "follows")}
+    return found
+
+
+def _stderr(right: np.ndarray) -> float:
+    share = right.mean()
+    return float(np.sqrt(share * (1 - share) / len(right)))

@@ -45,6 +45,12 @@ def charts(metrics: Iterable[str]) -> list[Chart]:
             percent=True,
         ),
         Chart(
+            "Held-out accuracy by task, greedy",
+            "the most likely plan and image",
+            _named(_all(known, "heldout/task_greedy/"), "heldout/task_greedy/"),
+            percent=True,
+        ),
+        Chart(
             "Hacking index",
             "gain of the reward less that of what only watches, in units of the first spread",
             [(f"hacking/{key}", name) for key, name in HACKING.items()],
