@@ -68,7 +68,7 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
                 collected = collector.await_step(step, termination.asked)
                 if collected is None:
                     break
-                experience = assemble(collected.groups, config, codebook)
+                experience = assemble(collected.groups, config, step, codebook)
                 staleness = step - 1 - int(experience.rollouts.policy_version.min())
                 with timeline("learn", step):
                     update = cluster.learn(experience.batch, on_policy=staleness == 0)
@@ -77,14 +77,15 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
                     if not ahead:
                         pushed.result()
 
-                metrics = {"step": step, "policy_version": step, **update, **experience.metrics}
+                metrics = {"step": step, "policy_version": step, **update, **experience.metrics, **collected.probed}
                 metrics |= {"staleness": staleness, "groups/replaced": collected.replaced, **timeline.seconds(step)}
                 metrics |= {"samples/stale": collector.stale, "prompts/skipped": skipped}
                 metrics["actors/restarts"] = cluster.restarts()
                 metrics["time/step_s"] = time.perf_counter() - begin
                 metrics |= throughput(len(experience.rollouts), metrics["tokens"], metrics, gpus)
                 metrics["rollout/images_per_s"] = metrics["throughput/rollout_images"]
-                metrics |= {"publish/bytes": cluster.version_bytes, **activity.usage()}
+                metrics |= {"publish/bytes": cluster.version_bytes, "publish/changed": float(cluster.changed)}
+                metrics |= activity.usage()
                 if heldout and (step % config.eval.every == 0 or step == steps):
                     metrics |= collector.do_between(heldout.evaluate)
                 accuracy = metrics.get("heldout/accuracy")

@@ -56,6 +56,7 @@ def check(config: Config) -> None:
         "learner.zero_variance": (learner.zero_variance, ("keep", "filter", "resample")),
         "learner.correction": (learner.correction, ("truncate", "clip")),
         "train.mode": (config.train.mode, ("sync", "async")),
+        "train.on_warning": (config.train.on_warning, ("warn", "stop")),
         "learner.advantages": (learner.advantages, ("shared", "nested")),
         "learner.image_logprobs": (learner.image_logprobs, ("conditional", "guided")),
         "learner.token_credit": (learner.token_credit, ("none", "entropy", "guidance", "similarity", "critical")),
@@ -114,6 +115,13 @@ def check(config: Config) -> None:
     )
     rewarded = [name for name, expert in config.experts.items() if expert.role == "reward"]
     _require(bool(rewarded), "experts", list(config.experts), "at least one expert must have the role reward")
+    rotating = sum(config.experts[name].weight > 0 for name in rewarded)
+    _require(
+        config.reward.rotate_monitor == 0 or rotating >= 3,
+        "reward.rotate_monitor",
+        config.reward.rotate_monitor,
+        f"needs 3 experts of role reward and positive weight, there are {rotating}: add some, or set it to 0",
+    )
     _require(
         "{prompt}" in config.policy.plan_template, "policy.plan_template", config.policy.plan_template, "lacks {prompt}"
     )

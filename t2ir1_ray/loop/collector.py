@@ -10,7 +10,7 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -23,6 +23,7 @@ from t2ir1_ray.config import Config
 from t2ir1_ray.config.resuming import fingerprint
 from t2ir1_ray.loop.experience import has_signal
 from t2ir1_ray.loop.in_flight import read_steps, write_step
+from t2ir1_ray.loop.probe import exchange, follows, order
 from t2ir1_ray.loop.timeline import Timeline
 from t2ir1_ray.records.prompts import extra_rows, step_rows
 
@@ -31,10 +32,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Collected:
-    """The scored groups of one step, and how many were given up because all their rewards were equal."""
+    """The scored groups of one step, how many were given up because all their rewards were equal, and what a probe of
+    the experts has found."""
 
     groups: list[ScoredGroup]
     replaced: int
+    probed: dict[str, float] = field(default_factory=dict)
 
 
 class Collector:
@@ -83,17 +86,18 @@ class Collector:
         wait(ahead.values(), timeout_s)
         for step, future in ahead.items():
             if future.done() and not future.exception():  # what went wrong is raised when it is the step's turn
-                write_step(folder, step, future.result().groups, future.result().replaced, self._made_by())
+                found = future.result()
+                write_step(folder, step, found.groups, found.replaced, found.probed, self._made_by())
 
     def restore_in_flight(self, folder: Path) -> None:
         """Take up the steps that `save_in_flight` put into a checkpoint, if these settings and prompts made them."""
-        for step, (groups, replaced) in read_steps(folder, self._made_by()).items():
-            version = min(group.rollouts.policy_version.min() for group in groups)
+        for step, found in read_steps(folder, self._made_by()).items():
+            version = min(group.rollouts.policy_version.min() for group in found[0])
             if step - 1 - version > self.ahead:
-                self.stale += sum(len(group.rollouts) for group in groups)
+                self.stale += sum(len(group.rollouts) for group in found[0])
             else:
                 self._steps[step] = Future()
-                self._steps[step].set_result(Collected(groups, replaced))
+                self._steps[step].set_result(Collected(*found))
 
     def _made_by(self) -> str:
         """Names what experience depends on beside policy and step."""
@@ -105,15 +109,20 @@ class Collector:
             self.cluster.push_version(weights)
 
     def _collect(self, step: int) -> Collected:
+        groups, replaced = self._groups(step)
+        every = self.config.reward.probe_every
+        return Collected(groups, replaced, self._probe(groups, step) if every and (step - 1) % every == 0 else {})
+
+    def _groups(self, step: int) -> tuple[list[ScoredGroup], int]:
         count = self.config.data.prompts_per_step
         seed = self.config.train.seed
         rows = step_rows(len(self.prompts), count, seed, step)
         groups = self._round(rows, step, f"step {step}")
         if self.config.learner.zero_variance != "resample":
-            return Collected(groups, 0)
+            return groups, 0
         used, replaced = set(rows.tolist()), 0
         for attempt in range(1, self.config.learner.max_resamples + 1):
-            useful = [group for group in groups if has_signal(group, self.config)]
+            useful = [group for group in groups if has_signal(group, self.config, step)]
             lacking = count - len(useful)
             fresh = [row for row in extra_rows(len(self.prompts), seed, step, attempt) if row not in used][:lacking]
             if not fresh:
@@ -121,7 +130,26 @@ class Collector:
             used.update(fresh)
             replaced += lacking
             groups = useful + self._round(fresh, step, f"step {step}, round {attempt}")
-        return Collected(groups, replaced)
+        return groups, replaced
+
+    def _probe(self, groups: Sequence[ScoredGroup], step: int) -> dict[str, float]:
+        """`expert/<name>/follows`: do its scores follow two images that change places? See `probe.follows`.
+
+        An expert that has told no samples of a group apart is left out: that is a sign by itself.
+        """
+        exchanges = {name: exchange([group.scores[name] for group in groups]) for name in self.config.experts}
+        asked = {name: (groups[places.group], places) for name, places in exchanges.items() if places}
+        with self.timeline("score", step):
+            found = self.cluster.score_again(
+                {
+                    name: (group.prompt, group.rollouts.take(order(len(group.rollouts), places)))
+                    for name, (group, places) in asked.items()
+                }
+            )
+        return {
+            f"expert/{name}/follows": follows(group.scores[name], found[name], places)
+            for name, (group, places) in asked.items()
+        }
 
     def _round(self, rows: Sequence[int] | np.ndarray, step: int, stream: str) -> list[ScoredGroup]:
         """Roll out and score prompts; experts and reference work on early groups while later ones are sampled."""

@@ -131,6 +131,7 @@ class LearnerBatch(Record):
     """What a learner rank trains on: N samples of whole groups."""
 
     prompt_id: list[str] = _scalars(pa.string())
+    sample: np.ndarray = _scalars(pa.int32())  # (N,) 0..G-1 inside its prompt
     semantic_prompt_ids: list[np.ndarray] = _ragged(pa.int32())
     semantic_ids: list[np.ndarray] = _ragged(pa.int32())
     semantic_logprobs: list[np.ndarray] = _ragged(pa.float32())  # sampling policy

@@ -99,6 +99,7 @@ def test_learner_records_survive_arrow(data: st.DataObject, n: int) -> None:
     weight = hnp.arrays(np.float32, n, elements=FLOATS)
     batch = LearnerBatch(
         prompt_id=data.draw(st.lists(TEXT, min_size=n, max_size=n)),
+        sample=np.arange(n, dtype=np.int32),
         semantic_prompt_ids=data.draw(ids),
         semantic_ids=data.draw(ids),
         semantic_logprobs=data.draw(floats),
