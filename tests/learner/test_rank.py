@@ -35,7 +35,7 @@ CHANGED = {
     "beta": 3 * BETA,
     "beta_schedule": "cosine",
 }
-CREDIT = {"token_credit": "entropy", "entropy_band": (0.999, 1.001), "entropy_weight": 20.0}
+CREDIT = {"token_credit": "similarity", "entropy_band": (0.999, 1.001), "entropy_weight": 20.0}
 LORA = {"lora_rank": 4, "lora_alpha": 8.0}
 SMALL_STEPS = {**LORA, "dtype": "bfloat16", "learning_rate": 1e-4, "gradient_checkpointing": True}
 
@@ -170,14 +170,15 @@ def test_off_policy_updates_clip_the_ratio_to_the_sampling_policy(results: dict[
 
 @pytest.mark.parametrize("name", ["zero1, credit", "zero3, credit, resumed"])
 def test_token_credit_and_held_entropies_are_trained_on(name: str, results: dict[str, Result], batches: list) -> None:
-    """The band is so narrow that the entropies leave it at once, and the weights follow them."""
+    """The band is so narrow that the entropies leave it at once, and the weights follow them. Credit by similarity: the
+    other kinds go by ranks, where rounding may decide between two tokens; their gradients: see test_crediting.py."""
     band, most = CREDIT["entropy_band"], CREDIT["entropy_weight"]
-    assert_learned(results[name], *plain_training(batches, credit="entropy", band=band, most=most))
-    last = results[name].metrics[-1][-1]
+    assert_learned(results[name], *plain_training(batches, credit="similarity", band=band, most=most))
+    first, *_, last = steps = results[name].metrics[-1]
     for segment in ("semantic", "image"):
-        ratio = last[f"entropy/{segment}"] / results[name].metrics[0][0][f"entropy/{segment}"]
+        ratio = last[f"entropy/{segment}"] / first[f"entropy/{segment}"]
         assert last[f"entropy_ratio/{segment}"] == pytest.approx(ratio)
-        assert abs(last[f"entropy_weight/{segment}"]) > 1e-3
+        assert max(abs(step[f"entropy_weight/{segment}"]) for step in steps) > 1e-3
 
 
 @pytest.mark.parametrize(
