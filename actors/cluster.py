@@ -20,7 +20,7 @@ from actors.sampling import Sampling
 from actors.spawning import spawn
 from actors.startup import peak_gb
 from actors.transfer import Transfer, check_confirmed
-from actors.watch import Watch, table_entry
+from actors.watch import Watch, table_entries
 from rewards.base import ExpertScores
 from t2ir1_ray.config import Config
 from t2ir1_ray.errors import RunError
@@ -172,7 +172,7 @@ class Cluster:
     def _await_end(self) -> None:
         """Until the names and devices of stopped actors are free again."""
         deadline = time.monotonic() + self.config.cluster.place_timeout_s
-        while any(table_entry(actor)["State"] != "DEAD" for actor in self._actors().values()):
+        while any(entry["State"] != "DEAD" for entry in table_entries(self._actors()).values()):
             if time.monotonic() > deadline:
                 return
             time.sleep(0.1)
@@ -310,9 +310,8 @@ class Cluster:
     def restarts(self) -> int:
         """How often actors have died and were started again. Also notices who is back after short waits only."""
         self.watch.look()
-        found = {who: int(table_entry(actor)["NumRestarts"]) for who, actor in self._actors().items()}
-        self.activity.note_restarts(found)
-        return sum(found.values())
+        self.activity.note_restarts(dict(self.watch.restarts))
+        return sum(self.watch.restarts.values())
 
     def peak_memory(self) -> dict[str, float]:
         """GB that every actor has held at most so far (`startup.peak_gb`), answered behind what it is doing."""

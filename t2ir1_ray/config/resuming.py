@@ -42,7 +42,7 @@ _TABLE = {
         Change.FORCED: "kind path weight role batch_size dtype options",
     },
     "reward": {Change.FREE: "probe_every", Change.FORCED: "combine min_group_size retries rotate_monitor"},
-    "reference": {Change.FREE: "num_gpus num_cpus", Change.FORCED: "tokens_per_batch"},
+    "reference": {Change.FREE: "num_gpus num_cpus replicas", Change.FORCED: "tokens_per_batch"},
     "learner": {
         Change.FREE: "ranks num_gpus num_cpus",
         Change.FIXED: "zero_stage dtype lora_rank lora_targets",

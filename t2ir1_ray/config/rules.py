@@ -39,6 +39,7 @@ def check(config: Config) -> None:
         "learner.ranks": learner.ranks,
         "learner.learning_rate": learner.learning_rate,
         "learner.tokens_per_batch": learner.tokens_per_batch,
+        "reference.replicas": config.reference.replicas,
         "reference.tokens_per_batch": config.reference.tokens_per_batch,
         "train.steps": config.train.steps,
         "eval.count": config.eval.count,
@@ -104,7 +105,7 @@ def check(config: Config) -> None:
     words = all(isinstance(target, str) for target in learner.lora_targets)
     _require(words, "learner.lora_targets", learner.lora_targets, "must be a list of names")
     _require(config.train.steps < 1_000_000, "train.steps", config.train.steps, "must be less than 1000000")
-    processes = sum(e.replicas for e in config.experts.values()) + rollout.actors + learner.ranks
+    processes = sum(e.replicas for e in (config.reference, *config.experts.values())) + rollout.actors + learner.ranks
     _require(processes <= 10_000, "rollout.actors", rollout.actors, f"{processes} processes in all, at most 10000")
     _require(rollout.guidance >= 1, "rollout.guidance", rollout.guidance, "must be at least 1 (1: no guidance)")
     _require(

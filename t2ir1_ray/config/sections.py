@@ -67,6 +67,7 @@ class RewardConfig:
 class ReferenceConfig:
     num_gpus: float = 1.0
     num_cpus: float = 1.0
+    replicas: int = 1  # they share the groups of a step
     tokens_per_batch: int = 8192
 
 

@@ -208,7 +208,7 @@ class Journal:
             experience.rollouts,
             prompts=experience.prompts,
             task_types=experience.task_types,
-            images=[_png(pixels) for pixels in experience.rollouts.pixels],
+            images=[_png(pixels) for pixels in experience.images],
             scores={name: scores.scores for name, scores in experience.scores.items()},
             rewards=experience.rewards,
             advantages=experience.advantages,
@@ -254,7 +254,7 @@ def image_grid(experience: Experience, groups: int = 4, tile: int = 120, text: i
         top = y * (header + cell)
         draw.text((2, top + 2), experience.prompts[samples[0]], fill="black")
         for x, sample in enumerate(samples):
-            image = Image.fromarray(experience.rollouts.pixels[sample]).resize((tile, tile), Image.Resampling.NEAREST)
+            image = Image.fromarray(experience.images[sample]).resize((tile, tile), Image.Resampling.NEAREST)
             sheet.paste(image, (x * (tile + 6), top + header))
             caption = f"{experience.rewards[sample]:.2f} " + experience.rollouts.plan[sample]
             draw.text((x * (tile + 6), top + header + tile + 1), _wrap(caption, 20, 5), fill="black", spacing=1)

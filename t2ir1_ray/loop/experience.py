@@ -21,7 +21,8 @@ from t2ir1_ray.records.schema import LearnerBatch, ReferenceLogprobs, Rollouts
 class Experience:
     """One step's samples (N, all of them) and the part of them that is trained on."""
 
-    rollouts: Rollouts  # N
+    rollouts: Rollouts  # N, without pixels
+    images: list[np.ndarray]  # N of (H, W, 3) uint8, where Ray holds them
     prompts: list[str]  # N
     task_types: list[str]  # N
     scores: dict[str, ExpertScores]  # expert -> N
@@ -30,6 +31,11 @@ class Experience:
     advantages: np.ndarray  # (N,) of the images, NaN where dropped
     batch: LearnerBatch
     metrics: dict[str, float | None]
+
+    @property
+    def tokens(self) -> int:
+        """Of all plans and images, as they were sampled."""
+        return sum(map(len, self.rollouts.semantic_ids)) + self.rollouts.image_ids.size
 
 
 def assemble(
@@ -40,7 +46,8 @@ def assemble(
     step: it says which experts count, see `reward_weights`. codebook: of `compared_codebook`.
     Raises RunError if no group is left to train on.
     """
-    rollouts = Rollouts.concat([group.rollouts for group in groups])
+    rollouts = Rollouts.concat([group.rollouts.without_pixels() for group in groups])
+    images = [image for group in groups for image in group.rollouts.pixels]
     sizes = [len(group.rollouts) for group in groups]
     index = np.repeat(np.arange(len(groups)), sizes)
     task_types = [str(groups[i].prompt["task_type"]) for i in index]
@@ -84,7 +91,9 @@ def assemble(
     if config.reward.rotate_monitor:
         metrics |= {f"expert/{name}/weight": weights.get(name, 0.0) for name in config.experts}
     prompts = [str(groups[i].prompt["prompt"]) for i in index]
-    return Experience(rollouts, prompts, task_types, scores, rewards, semantic_advantages, advantages, batch, metrics)
+    return Experience(
+        rollouts, images, prompts, task_types, scores, rewards, semantic_advantages, advantages, batch, metrics
+    )
 
 
 def compared_codebook(config: Config) -> np.ndarray | None:

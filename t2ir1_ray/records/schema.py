@@ -15,7 +15,7 @@ Arrow memory: zero-copy and read-only.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -107,6 +107,10 @@ class Rollouts(Record):
     image_ids: np.ndarray = _fixed(pa.int32())  # (N, I)
     image_logprobs: np.ndarray = _fixed(pa.float32())  # (N, I) conditional, or guided, if the learner's are
     pixels: np.ndarray = _fixed(pa.uint8())  # (N, H, W, 3)
+
+    def without_pixels(self) -> Self:
+        """The same samples with images of no height (N, 0, W, 3): nothing to copy for who does not look at them."""
+        return replace(self, pixels=self.pixels[:, :0])
 
 
 @dataclass(frozen=True, eq=False)

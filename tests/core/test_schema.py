@@ -130,7 +130,11 @@ def test_pixels_are_read_without_a_copy() -> None:
     )  # fmt: skip
     batch = record.to_arrow()
     storage = batch.column("pixels").storage.flatten().to_numpy()
-    assert np.shares_memory(Rollouts.from_arrow(batch).pixels, storage)
+    found = Rollouts.from_arrow(batch)
+    assert np.shares_memory(found.pixels, storage)
+    bare = Rollouts.concat([found.without_pixels(), found.without_pixels()])
+    assert (len(bare), bare.pixels.nbytes) == (4, 0)
+    assert bare.prompt_id == 2 * found.prompt_id
     assert len(column) == 2
 
 
