@@ -21,9 +21,10 @@ ENOUGH = 32
 nothing else to say from one whose few plans came out alike."""
 FOLLOWS = 0.5
 """What a probe of an expert finds at least: 1 but for rounding."""
-PARTED, CERTAIN = 0.3, 3
+PARTED, CERTAIN = 0.2, 3
 """Hacking index from which on reward and monitors part, and its least number of standard errors. In 120 steps of the
-shapes world the detector alone as reward, which is hacked, ends at 0.5, an expert that is not between 0 and 0.2."""
+shapes world the detector or the VQA model alone as reward, which are hacked, come to 0.2 to 0.5; the other two experts
+alone to 0.05 and 0.15, and the recipe to -0.1."""
 
 
 class WarningSigns:

@@ -138,7 +138,7 @@ def measure(case: Case) -> dict[str, Any]:
         "seconds": round(end - begin, 2),
         "ideal_seconds": round(ideal[-1].end, 2),
         "efficiency": round(ideal[-1].end / (end - begin), 3),
-        "phases": phases(metrics, ideal, config.train.mode == "sync"),
+        "phases": phases(metrics, ideal, config.train.mode == "sync", seconds.of("publish", 0)),
         **observer.figures(begin, end),
     }
 
@@ -221,8 +221,11 @@ def plan(config: Config) -> Run:
     return Run(config.train.steps, ahead, config.rollout.actors, config.learner.ranks, scorers, blocks)
 
 
-def phases(metrics: list[dict[str, Any]], ideal: list[Step], sync: bool) -> dict[str, list[float]]:
-    """Phase -> [measured, ideal], mean seconds of a step. In sync mode publishing lasts until the version is loaded."""
+def phases(metrics: list[dict[str, Any]], ideal: list[Step], sync: bool, begun: float) -> dict[str, list[float]]:
+    """Phase -> [measured, ideal], mean seconds of a step. In sync mode publishing lasts until the version is loaded.
+
+    begun: ideal seconds until step 1 was asked for, which also waits until version 0 is loaded.
+    """
     found = {name: [_mean(line[f"time/{name}_s"] for line in metrics)] for name in ("rollout", "score", "learn")}
     for name in found:
         found[name].append(_mean(getattr(step, name) for step in ideal))
@@ -231,7 +234,8 @@ def phases(metrics: list[dict[str, Any]], ideal: list[Step], sync: bool) -> dict
         _mean(step.publish + (step.load if sync else 0.0) for step in ideal),
     ]
     if sync:
-        found["other"] = [_mean(line["time/step_s"] for line in metrics) - sum(v[0] for v in found.values()), 0.0]
+        whole = _mean(line["time/step_s"] for line in metrics), (ideal[-1].end - begun) / len(ideal)
+        found["other"] = [all_of - sum(v[i] for v in found.values()) for i, all_of in enumerate(whole)]
     return {name: [round(value, 3) for value in values] for name, values in found.items()}
 
 
