@@ -129,9 +129,9 @@ class Activity:
     def _look(self, now: float) -> Look:
         lanes = {who: at_most(spans, MOST_SPANS) for who, spans in self._lanes(now).items()}
         at_work: dict[str, Span] = {}
+        free = {who: max((span.end for span in spans), default=0.0) for who, spans in self._ended.items()}
         for who, what, begin in self._open.values():
-            since = max([begin, *(span.end for span in self._ended[who])])
-            at_work.setdefault(who, Span(what, since, now))
+            at_work.setdefault(who, Span(what, max(begin, free[who]), now))
         restarts = {who: times - self._told.get(who, 0) for who, times in self._restarts.items()}
         return Look(self._since, now, lanes, at_work, {who: times for who, times in restarts.items() if times > 0})
 

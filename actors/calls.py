@@ -1,5 +1,6 @@
 """Waiting for actors: every wait has a deadline and an error that names who was waited for, on what, since when."""
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -108,7 +109,8 @@ def _told(error: RayError) -> str:
 
 
 class Pool:
-    """Identical actors that share work: each call goes to the one with the fewest calls in flight."""
+    """Identical actors that share work: each call goes to the one with the fewest calls in flight. May be used on
+    several threads."""
 
     activity: Activity | None = None
     """Is told about every call, if somebody wants to know."""
@@ -118,13 +120,15 @@ class Pool:
         self.actors = list(actors)
         self._busy = [0] * len(actors)
         self._holder: dict[Any, int] = {}
+        self._lock = threading.Lock()
 
     def call(self, method: str, *args: Any, **options: Any) -> Any:
         """Start `method` on the least busy actor; returns what `remote` returns."""
-        index = min(range(len(self.actors)), key=self._busy.__getitem__)
-        result = getattr(self.actors[index], method).options(**options).remote(*args)
-        self._busy[index] += 1
-        self._holder[result] = index
+        with self._lock:
+            index = min(range(len(self.actors)), key=self._busy.__getitem__)
+            result = getattr(self.actors[index], method).options(**options).remote(*args)
+            self._busy[index] += 1
+            self._holder[result] = index
         if self.activity:
             self.activity.watch(self.who(result), method, result)
         return result
@@ -142,4 +146,5 @@ class Pool:
 
     def done(self, result: Any) -> None:
         """Say that a call has ended, so that its actor counts as less busy."""
-        self._busy[self._holder.pop(result)] -= 1
+        with self._lock:
+            self._busy[self._holder.pop(result)] -= 1

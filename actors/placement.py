@@ -33,11 +33,11 @@ def roles(config: Config) -> list[Role]:
     """Every actor that a training run starts."""
     rollout, reference, learner = config.rollout, config.reference, config.learner
     experts = [Role(f"expert-{n}", e.replicas, e.num_cpus, e.num_gpus) for n, e in config.experts.items()]
-    references = [Role("reference", 1, reference.num_cpus, reference.num_gpus)] if learner.beta > 0 else []
+    frozen = Role("reference", reference.replicas, reference.num_cpus, reference.num_gpus)
     return [
         Role(LEARNER, learner.ranks, learner.num_cpus, learner.num_gpus),
         Role("rollout", rollout.actors, rollout.num_cpus, rollout.num_gpus),
-        *references,
+        *([frozen] if learner.beta > 0 else []),
         *experts,
     ]
 

@@ -50,6 +50,13 @@ class Tokens(NamedTuple):
         return type(self)(*(column[token] for column in self))
 
 
+def sample_of(data: LearnerBatch, token: int) -> list[str]:
+    """What errors call the sample of a token, by the token's number in the order of `Tokens`; [] for any other."""
+    lengths, width = [len(ids) for ids in data.semantic_ids], data.image_ids.shape[1]
+    rows = np.concatenate([np.repeat(np.arange(len(data)), count) for count in (lengths, width)])
+    return [f"sample {data.sample[row]} of prompt {data.prompt_id[row]}" for row in rows[token : token + 1]]
+
+
 @torch.no_grad()
 def credited(kind: str, batch: MicroBatch, values: TokenValues, own: Tokens) -> tuple[Tensor, Tensor]:
     """(advantages, weights) of the tokens that `batch` predicts, each (S + J,), by `learner.token_credit`.

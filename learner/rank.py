@@ -14,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 import torch.distributed as dist
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from learner.bicot_grpo import token_losses
-from learner.crediting import Tokens, credited
+from learner.crediting import Tokens, credited, sample_of
 from learner.entropy_control import EntropyControl
 from learner.logprobs import TokenValues, sequence_logprobs
 from learner.lora import add_lora, merged_layers, published_weights, save_adapter
@@ -124,7 +125,8 @@ class LearnerRank:
 
         `on_policy=False`: the ratio is taken against the stored sampling log-probs, and truncated or clipped.
         The metrics are those of `StepMeter`, grad_norm (before clipping), lr and beta, and with an entropy band those
-        of `EntropyControl`; the loss has the entropy's term then. Raises RunError if one of them is not finite.
+        of `EntropyControl`; the loss has the entropy's term then. Raises RunError if one of them is not finite, with
+        the first sample of every rank that has brought it about.
         """
         data = LearnerBatch.from_arrow(batch)
         device = self.engine.device
@@ -162,8 +164,15 @@ class LearnerRank:
         if self.entropy:
             metrics |= self.entropy.step(metrics)
         metrics |= {"grad_norm": float(self.engine.get_global_grad_norm()), "lr": lr, "beta": beta}
-        check_finite(metrics, "update")
+        finite = all(np.isfinite(figure).all() for figure in metrics.values())  # on all ranks, or on none
+        check_finite(metrics, "update" if finite else f"update{self._blamed(data, int(meter.broken))}")
         return metrics
+
+    def _blamed(self, data: LearnerBatch, token: int) -> str:
+        """The first broken sample of every rank; all ranks ask together. token: of this rank's, see `StepMeter`."""
+        found: list[list[str]] = [[]] * self.world_size
+        dist.all_gather_object(found, sample_of(data, token))
+        return f" ({', '.join(named)})" if (named := sum(found, [])) else ""
 
     def trainable_metadata(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
         """(name, dtype, full shape) of every parameter that training changes, in the order of `gather_trainable`."""

@@ -11,6 +11,7 @@ from actors.placement import roles
 from t2ir1_ray.config import Config
 from t2ir1_ray.errors import RunError
 from t2ir1_ray.fitting.prompts import heldout_prompts, training_prompts
+from t2ir1_ray.fitting.utilisation import Utilisation
 from t2ir1_ray.journal.journal import Journal
 from t2ir1_ray.journal.resume import ROLLOUTS_S, Termination
 from t2ir1_ray.loop.collector import Collector
@@ -36,6 +37,7 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
         done = saved = snapshot.step if snapshot else 0
         journal.begin_after(done)
         connect(config.cluster)  # Ray disconnects when the process ends, after its last line
+        utilisation = Utilisation.of(config)
         with (
             Termination() as termination,
             Cluster.launch(
@@ -58,17 +60,15 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
             collector.request_version(cluster.publish(version=done))
             if heldout and not done:
                 journal.write({"step": 0, "policy_version": 0, **collector.do_between(heldout.evaluate)})
-            for step in range(done + 1, min(done + ahead, steps) + 1):
+            for step in range(done + 1, min(done + 1 + ahead, steps) + 1):
                 collector.request_step(step)
 
+            begin = time.perf_counter()
             for step in range(done + 1, steps + 1):
-                begin = time.perf_counter()
-                if step + ahead <= steps:
-                    collector.request_step(step + ahead)
                 collected = collector.await_step(step, termination.asked)
                 if collected is None:
                     break
-                experience = assemble(collected.groups, config, codebook)
+                experience = assemble(collected.groups, config, step, codebook)
                 staleness = step - 1 - int(experience.rollouts.policy_version.min())
                 with timeline("learn", step):
                     update = cluster.learn(experience.batch, on_policy=staleness == 0)
@@ -77,16 +77,22 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
                     if not ahead:
                         pushed.result()
 
-                metrics = {"step": step, "policy_version": step, **update, **experience.metrics}
+                metrics = {"step": step, "policy_version": step, **update, **experience.metrics, **collected.probed}
                 metrics |= {"staleness": staleness, "groups/replaced": collected.replaced, **timeline.seconds(step)}
                 metrics |= {"samples/stale": collector.stale, "prompts/skipped": skipped}
                 metrics["actors/restarts"] = cluster.restarts()
                 metrics["time/step_s"] = time.perf_counter() - begin
-                metrics |= throughput(len(experience.rollouts), metrics["tokens"], metrics, gpus)
+                metrics |= throughput(len(experience.rollouts), experience.tokens, metrics["tokens"], metrics, gpus)
+                metrics |= utilisation.metrics(experience.batch, metrics["time/learn_s"])
                 metrics["rollout/images_per_s"] = metrics["throughput/rollout_images"]
-                metrics |= {"publish/bytes": cluster.version_bytes, **activity.usage()}
+                metrics["throughput/publish_gb"] = cluster.version_bytes / 1e9 / metrics["time/publish_s"]
+                metrics |= {"publish/bytes": cluster.version_bytes, "publish/changed": float(cluster.changed)}
+                metrics |= activity.usage()
                 if heldout and (step % config.eval.every == 0 or step == steps):
                     metrics |= collector.do_between(heldout.evaluate)
+                begin = time.perf_counter()
+                if step + 1 + ahead <= steps:
+                    collector.request_step(step + 1 + ahead)  # it is sampled while this one is written down
                 accuracy = metrics.get("heldout/accuracy")
                 journal.write(metrics, experience)
                 done = step

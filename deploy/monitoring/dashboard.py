@@ -45,6 +45,7 @@ ROWS: dict[str, list[tuple[str, str, list[Query]]]] = {
         ("Score by expert", "short", [last("reward", "expert")]),
         ("Held-out accuracy", "percentunit", [last("heldout_accuracy"), last("heldout_accuracy_greedy")]),
         ("Groups without a signal", "percentunit", [last("zero_std_groups")]),
+        ("Hacking index", "short", [last("hacking_index")]),
     ],
     "Is it stable?": [
         ("KL to the starting policy", "short", [last("kl")]),
@@ -63,7 +64,15 @@ ROWS: dict[str, list[tuple[str, str, list[Query]]]] = {
         ("Seconds by phase", "s", [last("phase_seconds", "phase")]),
         ("Images per second by phase", "short", [last("images_per_second", "phase")]),
         ("Images per second and GPU", "short", [last("images_per_second_per_gpu")]),
-        ("Learner: tokens per second", "short", [last("learner_tokens_per_second")]),
+        ("Milliseconds of an image by phase", "ms", [last("image_milliseconds", "phase")]),
+        (
+            "Tokens per second: sampled, learned from",
+            "short",
+            [last("rollout_tokens_per_second"), last("learner_tokens_per_second")],
+        ),
+        ("Learner: TFLOP per second and rank", "short", [last("learner_tflop_per_second")]),
+        ("Learner: share of its GPU's rate", "percentunit", [last("learner_utilisation")]),
+        ("Publishing: GB per second", "short", [last("publish_gigabytes_per_second")]),
         (
             "Published",
             "Bps",

@@ -39,6 +39,7 @@ def check(config: Config) -> None:
         "learner.ranks": learner.ranks,
         "learner.learning_rate": learner.learning_rate,
         "learner.tokens_per_batch": learner.tokens_per_batch,
+        "reference.replicas": config.reference.replicas,
         "reference.tokens_per_batch": config.reference.tokens_per_batch,
         "train.steps": config.train.steps,
         "eval.count": config.eval.count,
@@ -56,6 +57,7 @@ def check(config: Config) -> None:
         "learner.zero_variance": (learner.zero_variance, ("keep", "filter", "resample")),
         "learner.correction": (learner.correction, ("truncate", "clip")),
         "train.mode": (config.train.mode, ("sync", "async")),
+        "train.on_warning": (config.train.on_warning, ("warn", "stop")),
         "learner.advantages": (learner.advantages, ("shared", "nested")),
         "learner.image_logprobs": (learner.image_logprobs, ("conditional", "guided")),
         "learner.token_credit": (learner.token_credit, ("none", "entropy", "guidance", "similarity", "critical")),
@@ -103,7 +105,7 @@ def check(config: Config) -> None:
     words = all(isinstance(target, str) for target in learner.lora_targets)
     _require(words, "learner.lora_targets", learner.lora_targets, "must be a list of names")
     _require(config.train.steps < 1_000_000, "train.steps", config.train.steps, "must be less than 1000000")
-    processes = sum(e.replicas for e in config.experts.values()) + rollout.actors + learner.ranks
+    processes = sum(e.replicas for e in (config.reference, *config.experts.values())) + rollout.actors + learner.ranks
     _require(processes <= 10_000, "rollout.actors", rollout.actors, f"{processes} processes in all, at most 10000")
     _require(rollout.guidance >= 1, "rollout.guidance", rollout.guidance, "must be at least 1 (1: no guidance)")
     _require(
@@ -114,6 +116,13 @@ def check(config: Config) -> None:
     )
     rewarded = [name for name, expert in config.experts.items() if expert.role == "reward"]
     _require(bool(rewarded), "experts", list(config.experts), "at least one expert must have the role reward")
+    rotating = sum(config.experts[name].weight > 0 for name in rewarded)
+    _require(
+        config.reward.rotate_monitor == 0 or rotating >= 3,
+        "reward.rotate_monitor",
+        config.reward.rotate_monitor,
+        f"needs 3 experts of role reward and positive weight, there are {rotating}: add some, or set it to 0",
+    )
     _require(
         "{prompt}" in config.policy.plan_template, "policy.plan_template", config.policy.plan_template, "lacks {prompt}"
     )

@@ -59,12 +59,15 @@ class RewardConfig:
     combine: str = "sum"  # sum (official) or gdpo (each expert normalised inside its group first)
     min_group_size: int = 2  # a group with fewer usable samples is dropped and counted
     retries: int = 2  # times a call that raised is repeated, and times that each actor but the learner is started again
+    probe_every: int = 20  # steps between probes whether experts look at the image (two change places); 0: never
+    rotate_monitor: int = 0  # steps after which another expert of role reward is only watched; 0: all count always
 
 
 @dataclass
 class ReferenceConfig:
     num_gpus: float = 1.0
     num_cpus: float = 1.0
+    replicas: int = 1  # they share the groups of a step
     tokens_per_batch: int = 8192
 
 
@@ -120,6 +123,7 @@ class TrainConfig:
     mode: str = "sync"  # sync: rollouts wait for the newest policy; async: they run ahead while the learner trains
     max_staleness: int = 1  # async: updates between the policy that sampled and the one that learns; 0: as sync
     deterministic: bool = False  # GPUs: the same bits in every run, slower; CPUs give them anyway
+    on_warning: str = "warn"  # a warning sign is told (warn), or ends the run behind its step (stop)
 
 
 @dataclass

@@ -127,7 +127,7 @@ def estimate(config: Config, shapes: Shapes, expert_parameters: Mapping[str, int
         RoleMemory("rollout", rollout.actors, rollout.num_gpus, rollout_parts(config, shapes)),
     ]
     if learner.beta > 0:
-        rows.append(RoleMemory("reference", 1, reference.num_gpus, reference_parts(config, shapes)))
+        rows.append(RoleMemory("reference", reference.replicas, reference.num_gpus, reference_parts(config, shapes)))
     for name, expert in config.experts.items():
         count = expert_parameters.get(name)
         parts = expert_parts(expert, count or 0, rollout.group_size)

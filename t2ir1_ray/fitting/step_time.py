@@ -70,8 +70,8 @@ PLAN_PROMPT, PLAN, IMAGE_PROMPT = 160, 80, 90
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one step. The four phases follow each other; with train.mode=async, rollouts and scores on one side
-    and the learner on the other take place at once.
+    """Seconds of one step. The four phases follow each other; with train.mode=async, rollouts, scores and the learner
+    are at work at once.
 
     roles: of work of one actor, by role; None: not known. slowest: who most of the step waits for.
     """
@@ -106,10 +106,10 @@ def step_time(config: Config, shapes: Shapes, card: Card) -> StepTime:
     rollout = call * len(rounds)
     score = tail_seconds(call, rounds, scoring / config.data.prompts_per_step)
     if config.train.mode == "async" and config.train.max_staleness:
-        sides = {"rollout": rollout + score + publish, "learner": learn + publish}
+        last_scores = score if config.learner.zero_variance == "resample" else 0.0  # else the next rollouts go on
+        sides = {busiest: scoring, "rollout": rollout + last_scores + publish, "learner": learn + publish}
         slowest = max(sides, key=sides.__getitem__)
         total = sides[slowest]
-        slowest = busiest if slowest == "rollout" and score > rollout else slowest
     else:
         total = rollout + score + learn + publish
         phases = {"rollout": rollout, busiest: score, "learner": learn, "publishing": publish}
@@ -170,15 +170,20 @@ def learn_seconds(config: Config, shapes: Shapes, card: Card) -> float:
     """Three passes over every token, one more with gradient checkpointing, one less through layers that are frozen
     but for LoRA; and the optimizer, which reads 16 bytes and writes 14 for each trained parameter."""
     learner = config.learner
-    passes = 3 + learner.gradient_checkpointing - (learner.lora_rank > 0)
+    passes = trunk_passes(config) + learner.gradient_checkpointing
     trunk, heads = _pass_flop(config, shapes)
     optimizer = 30 * trained_parameters(config, shapes) / learner.ranks / _bytes(card, 1.0)
     return (passes * trunk + 3 * heads) / learner.ranks / _flops(card, LEARN) + optimizer
 
 
+def trunk_passes(config: Config) -> int:
+    """Forward and twice as much backward; layers that are frozen but for LoRA need no gradient of their weights."""
+    return 2 if config.learner.lora_rank else 3
+
+
 def reference_seconds(config: Config, shapes: Shapes, card: Card) -> float:
-    """One pass over every token."""
-    return sum(_pass_flop(config, shapes)) / _flops(card, LEARN)
+    """Of one of its replicas: one pass over every token."""
+    return sum(_pass_flop(config, shapes)) / config.reference.replicas / _flops(card, LEARN)
 
 
 def publish_seconds(config: Config, shapes: Shapes) -> float:
@@ -213,13 +218,27 @@ def _pass_flop(config: Config, shapes: Shapes) -> tuple[float, float]:
     groups = config.data.prompts_per_step
     images, plans = groups * rollout.group_size, groups * rollout.group_size // rollout.images_per_plan
     plan_prompt, plan, image_prompt = _lengths(config)
-    rows = images * (2 if config.learner.image_logprobs == "guided" and rollout.guidance != 1 else 1)
-    length = image_prompt + shapes.image_tokens
-    tokens = groups * plan_prompt + plans * plan + rows * length
-    attention = 2 * shapes.layers * shapes.hidden * rows * length**2  # causal: half of the square
+    rows, length = images * image_rows(config), image_prompt + shapes.image_tokens
+    return pass_flop(shapes, groups * plan_prompt, plans * plan, rows, rows * length, rows * length**2)
+
+
+def image_rows(config: Config) -> int:
+    """Sequences in which the learner computes one image."""
+    return 2 if config.learner.image_logprobs == "guided" and config.rollout.guidance != 1 else 1
+
+
+def pass_flop(
+    shapes: Shapes, prompt_tokens: float, plan_tokens: float, rows: float, lengths: float, squares: float
+) -> tuple[float, float]:
+    """Operations of one forward pass: (layers with attention, heads).
+
+    prompt_tokens: of planning prompts, one for all plans of a group; rows: sequences of images; lengths, squares: sums
+    of their lengths and of the squares. Attention of plans is left out: it is a thousandth.
+    """
+    attention = 2 * shapes.layers * shapes.hidden * squares  # causal: half of the square
     head = shapes.hidden * (shapes.hidden + shapes.codes)
-    heads = plans * plan * shapes.vocabulary * shapes.hidden + rows * shapes.image_tokens * head
-    return 2 * _trunk(shapes) * tokens + attention, 2 * heads
+    heads = plan_tokens * shapes.vocabulary * shapes.hidden + rows * shapes.image_tokens * head
+    return 2 * _trunk(shapes) * (prompt_tokens + plan_tokens + lengths) + attention, 2 * heads
 
 
 def _call(config: Config) -> tuple[int, int]:

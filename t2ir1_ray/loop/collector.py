@@ -1,8 +1,9 @@
 """Collecting experience: rollouts and their scores, for this step or for steps ahead of the learner.
 
 One thread does everything that needs the rollout actors, strictly in the order in which it was asked: take in a new
-policy version, collect a step, evaluate. So a step's samples come from one known version, whatever the timing, and
-sync and async runs differ only in how far ahead steps are asked for.
+policy version, sample a step, evaluate. So a step's samples come from one known version, whatever the timing, and
+sync and async runs differ only in how far ahead steps are asked for. Another one waits for their last scores, while
+rollout actors go on with what was asked for next.
 """
 
 import hashlib
@@ -10,19 +11,20 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from actors.cluster import Cluster, Published, ScoredGroup
+from actors.cluster import Cluster, PendingGroup, Published, ScoredGroup
 from actors.sampling import Sampling
 from t2ir1_ray.config import Config
 from t2ir1_ray.config.resuming import fingerprint
 from t2ir1_ray.loop.experience import has_signal
 from t2ir1_ray.loop.in_flight import read_steps, write_step
+from t2ir1_ray.loop.probe import exchange, follows, order
 from t2ir1_ray.loop.timeline import Timeline
 from t2ir1_ray.records.prompts import extra_rows, step_rows
 
@@ -31,10 +33,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Collected:
-    """The scored groups of one step, and how many were given up because all their rewards were equal."""
+    """The scored groups of one step, how many were given up because all their rewards were equal, and what a probe of
+    the experts has found."""
 
     groups: list[ScoredGroup]
     replaced: int
+    probed: dict[str, float] = field(default_factory=dict)
 
 
 class Collector:
@@ -47,6 +51,7 @@ class Collector:
         self.stale = 0
         """Samples that came with a checkpoint and were given up, because that policy was older than `ahead` allows."""
         self._thread = ThreadPoolExecutor(1, "rollouts")
+        self._scores = ThreadPoolExecutor(1, "scores")
         self._pushes: list[Future[None]] = []
         self._steps: dict[int, Future[Collected]] = {}
 
@@ -57,8 +62,13 @@ class Collector:
 
     def request_step(self, step: int) -> None:
         """Ask for a step, by the version that was asked for last, unless it is there already."""
-        if step not in self._steps:
+        if step in self._steps:
+            return
+        if self.config.learner.zero_variance == "resample":  # scores decide what the same policy samples beside
             self._steps[step] = self._thread.submit(self._collect, step)
+            return
+        sampled = self._thread.submit(self._sample, self._rows(step), step, f"step {step}")
+        self._steps[step] = self._scores.submit(lambda: self._collected(self._finish(sampled.result(), step), 0, step))
 
     def await_step(self, step: int, asked: threading.Event) -> Collected | None:
         """Wait for a step, or until `asked` is set: None. Raises what went wrong with it or a version before it."""
@@ -83,17 +93,18 @@ class Collector:
         wait(ahead.values(), timeout_s)
         for step, future in ahead.items():
             if future.done() and not future.exception():  # what went wrong is raised when it is the step's turn
-                write_step(folder, step, future.result().groups, future.result().replaced, self._made_by())
+                found = future.result()
+                write_step(folder, step, found.groups, found.replaced, found.probed, self._made_by())
 
     def restore_in_flight(self, folder: Path) -> None:
         """Take up the steps that `save_in_flight` put into a checkpoint, if these settings and prompts made them."""
-        for step, (groups, replaced) in read_steps(folder, self._made_by()).items():
-            version = min(group.rollouts.policy_version.min() for group in groups)
+        for step, found in read_steps(folder, self._made_by()).items():
+            version = min(group.rollouts.policy_version.min() for group in found[0])
             if step - 1 - version > self.ahead:
-                self.stale += sum(len(group.rollouts) for group in groups)
+                self.stale += sum(len(group.rollouts) for group in found[0])
             else:
                 self._steps[step] = Future()
-                self._steps[step].set_result(Collected(groups, replaced))
+                self._steps[step].set_result(Collected(*found))
 
     def _made_by(self) -> str:
         """Names what experience depends on beside policy and step."""
@@ -104,27 +115,52 @@ class Collector:
         with self.timeline("load", weights.version):
             self.cluster.push_version(weights)
 
+    def _rows(self, step: int) -> np.ndarray:
+        """Numbers (prompts_per_step,) of a step's prompts."""
+        return step_rows(len(self.prompts), self.config.data.prompts_per_step, self.config.train.seed, step)
+
     def _collect(self, step: int) -> Collected:
-        count = self.config.data.prompts_per_step
-        seed = self.config.train.seed
-        rows = step_rows(len(self.prompts), count, seed, step)
-        groups = self._round(rows, step, f"step {step}")
-        if self.config.learner.zero_variance != "resample":
-            return Collected(groups, 0)
+        """A step with other prompts in place of those without a signal."""
+        rows, count, seed = self._rows(step), self.config.data.prompts_per_step, self.config.train.seed
+        groups = self._finish(self._sample(rows, step, f"step {step}"), step)
         used, replaced = set(rows.tolist()), 0
         for attempt in range(1, self.config.learner.max_resamples + 1):
-            useful = [group for group in groups if has_signal(group, self.config)]
+            useful = [group for group in groups if has_signal(group, self.config, step)]
             lacking = count - len(useful)
             fresh = [row for row in extra_rows(len(self.prompts), seed, step, attempt) if row not in used][:lacking]
             if not fresh:
                 break
             used.update(fresh)
             replaced += lacking
-            groups = useful + self._round(fresh, step, f"step {step}, round {attempt}")
-        return Collected(groups, replaced)
+            groups = useful + self._finish(self._sample(fresh, step, f"step {step}, round {attempt}"), step)
+        return self._collected(groups, replaced, step)
 
-    def _round(self, rows: Sequence[int] | np.ndarray, step: int, stream: str) -> list[ScoredGroup]:
-        """Roll out and score prompts; experts and reference work on early groups while later ones are sampled."""
+    def _collected(self, groups: list[ScoredGroup], replaced: int, step: int) -> Collected:
+        """With what the experts' probe has found, if it is due."""
+        every = self.config.reward.probe_every
+        return Collected(groups, replaced, self._probe(groups, step) if every and (step - 1) % every == 0 else {})
+
+    def _probe(self, groups: Sequence[ScoredGroup], step: int) -> dict[str, float]:
+        """`expert/<name>/follows`: do its scores follow two images that change places? See `probe.follows`.
+
+        An expert that has told no samples of a group apart is left out: that is a sign by itself.
+        """
+        exchanges = {name: exchange([group.scores[name] for group in groups]) for name in self.config.experts}
+        asked = {name: (groups[places.group], places) for name, places in exchanges.items() if places}
+        with self.timeline("score", step):
+            found = self.cluster.score_again(
+                {
+                    name: (group.prompt, group.rollouts.take(order(len(group.rollouts), places)))
+                    for name, (group, places) in asked.items()
+                }
+            )
+        return {
+            f"expert/{name}/follows": follows(group.scores[name], found[name], places)
+            for name, (group, places) in asked.items()
+        }
+
+    def _sample(self, rows: Sequence[int] | np.ndarray, step: int, stream: str) -> list[PendingGroup]:
+        """Roll prompts out, in their order; experts and reference begin with a group as soon as it is there."""
         rollout = self.config.rollout
         sampling = Sampling(
             rollout.group_size,
@@ -142,13 +178,20 @@ class Collector:
                 row: self.cluster.score(prompts[row], samples)
                 for row, samples in self.cluster.sample(batch, sampling, rollout.prompts_per_call)
             }
+        return [pending[row] for row in sorted(pending)]
+
+    def _finish(self, pending: Sequence[PendingGroup], step: int) -> list[ScoredGroup]:
+        """Wait for the scores of groups."""
         with self.timeline("score", step):
-            return [self.cluster.finish(pending[row]) for row in sorted(pending)]
+            return [self.cluster.finish(group) for group in pending]
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
-        self.cluster.stop()  # what the thread waits for ends, and with it the thread, before Ray does
-        self._thread.shutdown()
+        threads = self._thread, self._scores
+        for thread in threads:
+            thread.shutdown(wait=False, cancel_futures=True)
+        self.cluster.stop()  # what the threads wait for ends, and with it the threads, before Ray does
+        for thread in threads:
+            thread.shutdown()

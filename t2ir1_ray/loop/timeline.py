@@ -15,16 +15,23 @@ PHASES = ("rollout", "score", "learn", "step")
 """Phases that go through all images of a step, and the step as a whole."""
 
 
-def throughput(images: int, tokens: float, seconds: Mapping[str, float | None], gpus: float) -> dict[str, float | None]:
+def throughput(
+    images: int, sampled: float, tokens: float, seconds: Mapping[str, float | None], gpus: float
+) -> dict[str, float | None]:
     """Of one step, per second: `throughput/<phase>_images`, images while that phase lasts; `throughput/gpu_images`,
-    images of the whole step per GPU of the run (one without GPUs counts as one); `throughput/learn_tokens`.
+    images of the whole step per GPU of the run (one without GPUs counts as one); `throughput/rollout_tokens`, those of
+    plans and images that were `sampled`; `throughput/learn_tokens`. And `throughput/<phase>_image_ms`, milliseconds of
+    the phase for each image.
 
     seconds: `time/<phase>_s`; None for a phase that came with a checkpoint, as is then its throughput. gpus: of all
     actors.
     """
     took = {phase: seconds[f"time/{phase}_s"] for phase in PHASES}
     found = {f"throughput/{phase}_images": images / took[phase] if took[phase] else None for phase in PHASES}
+    for phase in PHASES:
+        found[f"throughput/{phase}_image_ms"] = 1e3 * took[phase] / images if took[phase] else None
     found["throughput/gpu_images"] = images / took["step"] / max(gpus, 1.0)
+    found["throughput/rollout_tokens"] = sampled / took["rollout"] if took["rollout"] else None
     found["throughput/learn_tokens"] = tokens / seconds["time/learn_s"]
     return found
 

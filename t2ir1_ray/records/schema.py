@@ -15,7 +15,7 @@ Arrow memory: zero-copy and read-only.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -108,6 +108,10 @@ class Rollouts(Record):
     image_logprobs: np.ndarray = _fixed(pa.float32())  # (N, I) conditional, or guided, if the learner's are
     pixels: np.ndarray = _fixed(pa.uint8())  # (N, H, W, 3)
 
+    def without_pixels(self) -> Self:
+        """The same samples with images of no height (N, 0, W, 3): nothing to copy for who does not look at them."""
+        return replace(self, pixels=self.pixels[:, :0])
+
 
 @dataclass(frozen=True, eq=False)
 class Scores(Record):
@@ -131,6 +135,7 @@ class LearnerBatch(Record):
     """What a learner rank trains on: N samples of whole groups."""
 
     prompt_id: list[str] = _scalars(pa.string())
+    sample: np.ndarray = _scalars(pa.int32())  # (N,) 0..G-1 inside its prompt
     semantic_prompt_ids: list[np.ndarray] = _ragged(pa.int32())
     semantic_ids: list[np.ndarray] = _ragged(pa.int32())
     semantic_logprobs: list[np.ndarray] = _ragged(pa.float32())  # sampling policy

@@ -1,9 +1,11 @@
 """Which metrics stand together in one chart."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 PHASES = ("rollout", "score", "learn", "publish")
+HACKING = {"index": "index", "trained": "reward", "watched": "watching", "heldout": "held-out accuracy"}
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,16 @@ def charts(metrics: Iterable[str]) -> list[Chart]:
             _named(_all(known, "heldout/task_greedy/"), "heldout/task_greedy/"),
             percent=True,
         ),
+        Chart(
+            "Hacking index",
+            "gain of the reward less that of what only watches, in units of the first spread",
+            [(f"hacking/{key}", name) for key, name in HACKING.items()],
+        ),
+        Chart(
+            "Weight in the reward",
+            "0: the expert only watches",
+            [(key, key.split("/")[1]) for key in known if re.fullmatch("expert/[^/]+/weight", key)],
+        ),
         Chart("KL", "to the starting policy, per token", [("kl", "all"), *_segments("segment_kl")]),
         Chart("Entropy", "nats per token", _segments("entropy")),
         Chart("Time per phase", "seconds", [(k, k[5:].removesuffix("_s")) for k in times], stacked=True),
@@ -58,6 +70,19 @@ def charts(metrics: Iterable[str]) -> list[Chart]:
             percent=True,
         ),
         Chart("Throughput", "images per second of the rollout phase", [("rollout/images_per_s", "images/s")]),
+        Chart(
+            "Time per image",
+            "milliseconds of each phase",
+            [(f"throughput/{phase}_image_ms", phase) for phase in ("rollout", "score", "learn", "step")],
+        ),
+        Chart(
+            "Tokens per second",
+            "while the phase lasts",
+            [(f"throughput/{phase}_tokens", phase) for phase in ("rollout", "learn")],
+        ),
+        Chart("Learner's work", "1e12 operations per second and rank", [("throughput/learn_tflop", "TFLOP/s")]),
+        Chart("Learner's use of its GPUs", "share of their rate", [("throughput/learn_mfu", "share")], percent=True),
+        Chart("Publishing", "GB per second of a policy version's way", [("throughput/publish_gb", "GB/s")]),
         Chart("Staleness", "steps between sampling and learning", [("staleness", "staleness")]),
         Chart("Mismatch", "KL between sampler and learner", [(f"mismatch/{s}_kl", s) for s in ("semantic", "image")]),
         Chart("Reward spread", "standard deviation inside a group", [("reward/std", "std")]),

@@ -48,6 +48,8 @@ def test_the_7b_recipe_fits_eight_gpus_and_the_shapes_two_cores() -> None:
     small = plan(roles(config.load("shapes")))
     assert math.fsum(bundle["CPU"] for bundle in small.bundles) <= 2
     assert not any("GPU" in bundle for bundle in small.bundles)
+    several = plan(roles(config.load("janus_pro_7b", ["reference.replicas=3", "reference.num_gpus=1"])))
+    assert len({several.bundle_of["reference", index] for index in range(3)}) == 3
 
 
 @given(ROLES, st.integers(1, 6), st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), max_size=4))

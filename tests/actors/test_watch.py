@@ -1,7 +1,7 @@
 """Looking after actors: what is said of one that is down, and when the waiting ends."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,11 +18,11 @@ def table(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Ray's tables and the clock, to be set by the test: `state` of the one actor, `alive` of its node, `now`."""
     tables = SimpleNamespace(state="ALIVE", alive=True, now=1000.0, restarts=0)
 
-    def entry(actor: Any) -> dict[str, Any]:
+    def entries(actors: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         address = {"NodeID": "n1", "IPAddress": "10.0.0.7"}
-        return {"State": tables.state, "Address": address, "NumRestarts": tables.restarts}
+        return {who: {"State": tables.state, "Address": address, "NumRestarts": tables.restarts} for who in actors}
 
-    monkeypatch.setattr(watch, "table_entry", entry)
+    monkeypatch.setattr(watch, "table_entries", entries)
     monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "n1", "Alive": tables.alive}])
     monkeypatch.setattr(time, "monotonic", lambda: tables.now)
     monkeypatch.setattr(time, "strftime", lambda _: "12:00:00")
@@ -84,6 +84,7 @@ def test_a_second_loss_is_counted_from_its_own_beginning(table: SimpleNamespace,
     table.restarts = 2
     look(1000)
     assert len(said) == 2
+    assert look.watch.restarts == {"rollout 1": 2}
     look(299)
     with pytest.raises(RunError, match="for longer than"):
         look(2)

@@ -119,6 +119,7 @@ def random_batch() -> LearnerBatch:
     blank = [np.zeros(count, np.float32) for count in lengths]
     return LearnerBatch(
         prompt_id=["0"] * SAMPLES,
+        sample=np.arange(SAMPLES, dtype=np.int32),
         semantic_prompt_ids=[prompt] * SAMPLES,
         semantic_ids=plans,
         semantic_logprobs=blank,

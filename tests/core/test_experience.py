@@ -40,7 +40,7 @@ def test_images_are_compared_before_samples_are_divided_over_ranks(credit: str) 
     settings = config.load("shapes", [f"learner.token_credit={credit}", "learner.beta=0"])
     settings.experts = {"hps": settings.experts["hps"]}
     codebook = compared_codebook(settings)
-    batch = assemble([group(0), group(1)], settings, codebook).batch
+    batch = assemble([group(0), group(1)], settings, 1, codebook).batch
     if credit == "none":
         assert codebook is None
         assert [len(distances) for distances in batch.image_distance] == [0] * 6

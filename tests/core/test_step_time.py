@@ -92,6 +92,8 @@ def test_the_learner_by_hand(pro_7b: Shapes) -> None:
     assert st_.learn_seconds(load(), pro_7b, H200) == pytest.approx(expected, rel=1e-9)
     assert 2 < expected < 4
     assert st_.reference_seconds(load(), pro_7b, H200) == pytest.approx((layers + heads) / rate, rel=1e-9)
+    shared = st_.reference_seconds(load("reference.replicas=2"), pro_7b, H200)
+    assert shared == pytest.approx((layers + heads) / 2 / rate, rel=1e-9)
     lora = st_.learn_seconds(load("learner.lora_rank=8"), pro_7b, H200)
     assert lora == pytest.approx((3 * layers + 3 * heads) / 4 / rate, rel=0.01)
 
@@ -120,8 +122,14 @@ def test_phases_add_up_and_the_longest_names_who_is_waited_for(pro_7b: Shapes) -
     assert slow.roles["expert-grounding_dino"] == pytest.approx(16 * 8 / 12.9)
     crowded = step_time(load("rollout.actors=4", "rollout.prompts_per_call=16", "train.steps=9"), pro_7b, H100)
     assert crowded.score > slow.score
-    ahead = step_time(load("train.mode=async", "rollout.weight_transfer=object_store"), pro_7b, H100)
-    assert ahead.total == pytest.approx(ahead.rollout + ahead.score + ahead.publish)
+    asynchronous = ("train.mode=async", "rollout.weight_transfer=object_store")
+    ahead = step_time(load(*asynchronous), pro_7b, H100)
+    assert (ahead.total, ahead.slowest) == (pytest.approx(ahead.rollout + ahead.publish), "rollout")
+    serial = step_time(load(*asynchronous, "learner.zero_variance=resample"), pro_7b, H100)
+    assert serial.total == pytest.approx(ahead.total + serial.score)
+    scored = step_time(load(*asynchronous, "rollout.actors=16", "rollout.prompts_per_call=1"), pro_7b, H100)
+    share = sum(seconds for name, seconds in scored.roles.items() if name not in ("learner", "rollout"))
+    assert (scored.total, scored.slowest) == (pytest.approx(share), "expert-grounding_dino")
     own = step_time(load("experts.mine.kind=package.module.Class", "experts.mine.path=x"), pro_7b, H100)
     assert own.roles["expert-mine"] is None
     assert "reference" not in step_time(load("learner.beta=0"), pro_7b, H100).roles

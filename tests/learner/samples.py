@@ -29,6 +29,7 @@ def random_batch(seed: int) -> LearnerBatch:
     semantic_weight, image_weight = token_weights(lengths, np.full(SAMPLES, IMAGE_TOKENS), GROUPS)
     columns: dict[str, Any] = {
         "prompt_id": [str(group) for group in GROUPS],
+        "sample": np.array([0, 1, 2, 0, 1, 0, 1], np.int32),
         "semantic_prompt_ids": [prompts[group] for group in GROUPS],
         "semantic_ids": plans,
         "image_prompt_ids": ids(5, 20),

@@ -247,9 +247,12 @@ def test_lora_in_bfloat16_stays_the_policy_that_it_publishes(results: dict[str, 
 
 
 def test_a_figure_that_is_not_finite_ends_the_run_by_its_name(tiny_janus: Path, tmp_path: Path, batches: list) -> None:
-    """Log-probs of an engine with broken weights: the loss of an on-policy step knows nothing of them."""
-    broken = replace(batches[0], semantic_logprobs=[ids * np.nan for ids in batches[0].semantic_logprobs])
-    with pytest.raises(AssertionError, match=r"RunError: update: not finite: mismatch/semantic_kl=nan, "):
+    """A log-prob of one sample, of an engine with broken weights: an on-policy step's loss knows nothing of it."""
+    logprobs = list(batches[0].semantic_logprobs)
+    logprobs[4] = logprobs[4] * np.nan
+    broken = replace(batches[0], semantic_logprobs=logprobs)
+    why = r"RunError: update \(sample 1 of prompt 1\): not finite: mismatch/semantic_kl=nan, "
+    with pytest.raises(AssertionError, match=why):
         run_ranks(tmp_path, tiny_janus, 1, [broken], [replace(ONE_RANK[0], steps=1)])
 
 

@@ -62,8 +62,17 @@ def test_sampling_and_learning_see_the_same_policy(first: tuple[Path, list[dict[
         for segment in ("semantic", "image"):
             assert line[f"mismatch/{segment}_max"] < 1e-4, line["step"]
             assert line[f"mismatch/{segment}_kl"] < 1e-6
+        assert line["publish/changed"] == 1
     assert first[1][1]["kl"] == pytest.approx(0.0, abs=1e-6)
     assert first[1][3]["kl"] > 1e-6
+
+
+def test_a_healthy_run_says_nothing_and_its_experts_follow_the_images(first: tuple[Path, list[dict[str, Any]]]) -> None:
+    folder, metrics = first
+    follows = {key: value for key, value in metrics[1].items() if key.endswith("/follows")}
+    assert follows == pytest.approx({f"expert/{name}/follows": 1.0 for name in ("hps", "git", "grounding_dino", "orm")})
+    assert not [key for line in metrics[2:] for key in line if key.endswith("/follows")]
+    assert '"warning"' not in (folder / "activity.jsonl").read_text()
 
 
 def test_variants_learn_from_what_was_sampled(local_ray: None, tmp_path: Path) -> None:
