@@ -84,7 +84,7 @@ def test_variants_learn_from_what_was_sampled(local_ray: None, tmp_path: Path) -
     found = run(tmp_path / "run", *guided, *nested, *credit, "train.steps=2", "eval.every=0")
     for line in found:
         assert line["grad_norm"] > 0
-        assert line["entropy_ratio/image"] == pytest.approx(1.0, abs=0.2)
+        assert 0.5 < line["entropy_ratio/image"] < 2
         for segment in ("semantic", "image"):
             assert line[f"mismatch/{segment}_max"] < 1e-4, line["step"]
             assert line[f"mismatch/{segment}_ratio_max"] == pytest.approx(1.0, abs=1e-4)
