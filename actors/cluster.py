@@ -1,7 +1,7 @@
 """All actors of a run behind one object: start, roll out, score, learn, publish, stop."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -13,6 +13,7 @@ import ray
 from actors import placement
 from actors.activity import Activity
 from actors.agreement import check_agreement, check_seen
+from actors.answers import check_reference, check_rollouts
 from actors.calls import Pool, first_ready, numbered, wait_for, wait_for_all
 from actors.placement import Placement
 from actors.sampling import Sampling
@@ -75,7 +76,7 @@ class LearnerCheckpoint:
 @dataclass
 class Cluster:
     """Handles of a run's actors. `held` is the policy version that every rollout actor holds, `version_bytes` what one
-    takes on its way there."""
+    takes on its way there, `digest` that of the newest one, `changed` whether the one before it had another."""
 
     config: Config
     placement: Placement
@@ -85,6 +86,8 @@ class Cluster:
     reference: Pool | None
     held: Published | None = None
     version_bytes: int = 0
+    digest: str | None = None
+    changed: bool = True
     stopped: bool = False
     say: Callable[[str], None] = print
     activity: Activity = field(default_factory=Activity)
@@ -182,18 +185,22 @@ class Cluster:
             *(learner.publish.options(num_returns=2).remote(version) for learner in self.learners), strict=True
         )
         digest, *_ = self._answers(digests, f"publish version {version}")
+        self._note(digest)
         return Published(version, digest, [weights[0]])
 
     def push_version(self, published: Published) -> None:
         """Hand a version to every rollout actor, each confirming version and digest."""
         version, timeout = published.version, self.config.cluster.load_timeout_s
         if self.transfer:
-            self.transfer.send(version, timeout)
+            self._note(self.transfer.send(version, timeout))
         else:
             calls = self.rollouts.each("take_version", published.weights[0])
             found = wait_for_all(calls, f"load version {version}", timeout, self.watch.look)
             check_confirmed(dict(zip(calls, found, strict=True)), version, published.digest)
         self.held = published
+
+    def _note(self, digest: str) -> None:
+        self.changed, self.digest = digest != self.digest, digest
 
     def sample(
         self, prompts: pa.Table, sampling: Sampling, prompts_per_call: int
@@ -202,6 +209,8 @@ class Cluster:
 
         Prompts go to actors in fixed blocks, so that a block's batch, and with it every bit of its samples, does not
         depend on the number of actors. Each actor holds two blocks at most: one at work, one waiting.
+
+        Raises RunError if an actor fails or answers with anything but what it was asked for, see `check_rollouts`.
         """
         blocks = [range(i, min(i + prompts_per_call, len(prompts))) for i in range(0, len(prompts), prompts_per_call)]
         waiting = list(reversed(blocks))
@@ -225,7 +234,9 @@ class Cluster:
                     del running[stream]
                 else:
                     # Raises what the actor raised, or its death: nothing would follow in a stream that has failed.
-                    self.wait(group, self.rollouts.who(stream), sampling.stream)
+                    who = self.rollouts.who(stream)
+                    samples = Rollouts.from_arrow(self.wait(group, who, sampling.stream))
+                    check_rollouts(who, samples, self.held.version)
                     yield row, group
 
     def score(self, prompt: dict[str, Any], rollouts: ray.ObjectRef) -> PendingGroup:
@@ -240,19 +251,29 @@ class Cluster:
     def finish(self, group: PendingGroup) -> ScoredGroup:
         """Wait for a group's scores and fetch everything."""
         prompt = f"prompt {group.prompt['prompt_id']}"
-        scores = {}
-        for name, ref in group.scores.items():
-            pool = self.experts[name]
-            found = Scores.from_arrow(self.wait(ref, pool.who(ref), f"score {prompt}"))
-            pool.done(ref)
-            scores[name] = expert_scores(found)
+        scores = {name: self._scored(name, ref, group.prompt) for name, ref in group.scores.items()}
+        rollouts = Rollouts.from_arrow(self.wait(group.rollouts, "rollout", prompt))
         reference = None
         if self.reference and group.reference:
-            answer = self.wait(group.reference, self.reference.who(group.reference), prompt)
+            who = self.reference.who(group.reference)
+            reference = ReferenceLogprobs.from_arrow(self.wait(group.reference, who, prompt))
             self.reference.done(group.reference)
-            reference = ReferenceLogprobs.from_arrow(answer)
-        rollouts = self.wait(group.rollouts, "rollout", prompt)
-        return ScoredGroup(group.prompt, Rollouts.from_arrow(rollouts), scores, reference)
+            check_reference(who, rollouts, reference)
+        return ScoredGroup(group.prompt, rollouts, scores, reference)
+
+    def score_again(self, groups: Mapping[str, tuple[dict[str, Any], Rollouts]]) -> dict[str, ExpertScores]:
+        """Each expert's scores of a group of its own: {expert: (prompt, its samples)}."""
+        calls = {
+            name: self.experts[name].call("score", rollouts.to_arrow(), [prompt])
+            for name, (prompt, rollouts) in groups.items()
+        }
+        return {name: self._scored(name, ref, groups[name][0]) for name, ref in calls.items()}
+
+    def _scored(self, name: str, ref: ray.ObjectRef, prompt: Mapping[str, Any]) -> ExpertScores:
+        pool = self.experts[name]
+        found = Scores.from_arrow(self.wait(ref, pool.who(ref), f"score prompt {prompt['prompt_id']}"))
+        pool.done(ref)
+        return expert_scores(found)
 
     def wait(self, ref: ray.ObjectRef, who: str, what: str) -> Any:
         """The answer of one actor. Raises RunError or UserError in one line that names it."""

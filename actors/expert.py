@@ -29,7 +29,7 @@ class ExpertActor:
 
         def score() -> ExpertScores:
             found = self.expert.score(samples.pixels, rows)
-            check_finite(self.expert.name, found)
+            check_finite(self.expert.name, found, rows)
             return found
 
         scores = repeated(self.retries, score)

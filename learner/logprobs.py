@@ -22,20 +22,24 @@ class TokenValues(NamedTuple):
     """Of the tokens that a micro-batch predicts, its S plan tokens first; float32."""
 
     logprobs: Tensor  # (S + J,)
-    entropy: Tensor  # (S + J,) in nats, without gradient; zeros where it was not asked for
+    entropy: Tensor  # (S + J,) in nats; zeros, or without gradient, where that was not asked for
+    contrast: Tensor  # (J,) log p(unconditional) - log p(conditional), without gradient; (0,) if not asked for
 
 
 class _LogSoftmaxAt(torch.autograd.Function):
     """Log-softmax at one index per row, and the rows' entropy, in float32, chunk by chunk.
 
-    Only the logits are kept for the backward pass, in the dtype they came in. log_softmax().gather() would hold three
-    float32 arrays of their size, 8 GB for 6,000 plan tokens of Janus-Pro.
+    Exact gradients for both, for the entropy if asked for. Only the logits are kept for the backward pass, in the dtype
+    they came in. log_softmax().gather() would hold three float32 arrays of their size, 8 GB for 6,000 plan tokens of
+    Janus-Pro.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, ids: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, logits: Tensor, ids: Tensor, temperature: float, entropy: bool, sloped: bool
+    ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(logits, ids)
-        ctx.temperature = temperature
+        ctx.temperature, ctx.sloped = temperature, sloped
         values = torch.zeros(len(ids), dtype=torch.float32, device=logits.device)
         entropies = torch.zeros_like(values)
         for rows in _chunks(logits):
@@ -43,19 +47,31 @@ class _LogSoftmaxAt(torch.autograd.Function):
             values[rows] = log_p.gather(1, ids[rows, None])[:, 0]
             if entropy:
                 entropies[rows] = -torch.linalg.vecdot(log_p.exp(), log_p)
-        ctx.mark_non_differentiable(entropies)
+        if not sloped:
+            ctx.mark_non_differentiable(entropies)
         return values, entropies
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor, entropy_grad: Tensor) -> tuple[Tensor | None, ...]:
         logits, ids = ctx.saved_tensors
         out = torch.empty_like(logits)
         for rows in _chunks(logits):
-            p = _scaled(logits[rows], ctx.temperature).softmax(-1)
+            scaled = _scaled(logits[rows], ctx.temperature)
+            p = scaled.softmax(-1)
+            slope = _entropy_slope(scaled, p) if ctx.sloped else None
             scale = grad[rows, None] / ctx.temperature
-            out[rows] = p.mul_(-scale).scatter_add_(1, ids[rows, None], scale)
-        return out, None, None, None
+            gradient = p.mul_(-scale).scatter_add_(1, ids[rows, None], scale)
+            out[rows] = (
+                gradient if slope is None else gradient.addcmul_(slope, entropy_grad[rows, None] / ctx.temperature)
+            )
+        return out, None, None, None, None
+
+
+def _entropy_slope(scaled: Tensor, p: Tensor) -> Tensor:
+    """dH / dlogit = -p (log p + H) of every row, for logits at temperature 1."""
+    log_p = scaled.log_softmax(-1)
+    return log_p.sub_(torch.linalg.vecdot(p, log_p)[:, None]).mul_(p).neg_()
 
 
 class _Rows(torch.autograd.Function):
@@ -92,18 +108,26 @@ def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Ten
 
     Computed in float32 whatever the logits' dtype, differentiable once.
     """
-    values, _ = _LogSoftmaxAt.apply(logits.flatten(0, -2), ids.long().flatten(), temperature, False)
+    values, _ = _LogSoftmaxAt.apply(logits.flatten(0, -2), ids.long().flatten(), temperature, False, False)
     return values.view(ids.shape)
 
 
 def sequence_logprobs(
-    model: nn.Module, batch: MicroBatch, temperature: float = 1.0, entropy: bool = True, guidance: float = 1.0
+    model: nn.Module,
+    batch: MicroBatch,
+    temperature: float = 1.0,
+    entropy: bool = True,
+    guidance: float = 1.0,
+    *,
+    sloped: bool = False,
+    contrast: bool = False,
 ) -> TokenValues:
     """Values of the tokens that `batch` predicts, under the distribution softmax(logits / temperature).
 
     model: JanusForConditionalGeneration; batch: on its device. Every module of the language path runs, on no rows if
     need be (see `packing`). Memory: one row of logits per predicted token, none for prompts and padding.
     guidance: w of images, whose logits are uncond + w (cond - uncond) where the batch has unconditional rows.
+    sloped: the entropy has a gradient. contrast: of the images' two rows, which the batch must have then.
     """
     text = model.get_input_embeddings()(batch.text_ids)
     codes = model.prepare_embeddings_for_image_generation(batch.code_ids)
@@ -118,14 +142,19 @@ def sequence_logprobs(
     plans = model.lm_head(_Rows.apply(hidden, batch.semantic_places))
     drawn = torch.cat([batch.image_places, batch.unconditional_places])  # one call: ZeRO-3 counts them
     images = model.model.generation_head(hidden.index_select(0, drawn))
+    difference = images.new_empty(0, dtype=torch.float32)
     if len(batch.unconditional_places):
+        if contrast:
+            with torch.no_grad():
+                rows = token_logprobs(images.unflatten(0, (2, -1)), batch.image_ids.expand(2, -1), temperature)
+            difference = rows[1] - rows[0]
         conditional, unconditional = images.float().tensor_split([len(batch.image_places)])
         images = unconditional + guidance * (conditional - unconditional)
     pairs = [
-        _LogSoftmaxAt.apply(plans, batch.semantic_ids, temperature, entropy),
-        _LogSoftmaxAt.apply(images, batch.image_ids, temperature, entropy),
+        _LogSoftmaxAt.apply(plans, batch.semantic_ids, temperature, entropy, sloped),
+        _LogSoftmaxAt.apply(images, batch.image_ids, temperature, entropy, sloped),
     ]
-    return TokenValues(*map(torch.cat, zip(*pairs, strict=True)))
+    return TokenValues(*map(torch.cat, zip(*pairs, strict=True)), difference)
 
 
 def _visible(branches: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ SUMS = ("tokens", "kl", "entropy", "mismatch", "ratio", "clipped", "drift")
 _POSITIVE = (1e-3, 1e-2, 0.05, 0.1, 0.2, 0.5, 1.0)
 RATIO_EDGES = (*(-edge for edge in reversed(_POSITIVE)), *_POSITIVE)
 """Borders of the bins into which log ratios are counted; the first and the last bin are open."""
+WHOLE = 1 << 62
+"""More than any number of a token."""
 
 
 class StepMeter:
@@ -25,6 +27,9 @@ class StepMeter:
         self.peaks = torch.zeros(len(SEGMENTS), 2, dtype=torch.float64, device=device)  # of ratio and |log ratio|
         self.edges = torch.tensor(RATIO_EDGES, device=device)
         self.bins = torch.zeros(len(SEGMENTS), len(RATIO_EDGES) + 1, dtype=torch.float64, device=device)
+        self.broken = torch.tensor(WHOLE, device=device)
+        """Number of the first token with a loss or log-prob that is not finite, in the whole batch's order; WHOLE if
+        there is none."""
 
     @torch.no_grad()
     def add(self, batch: MicroBatch, loss: Tensor, tokens: TokenLosses, values: TokenValues, sampled: Tensor) -> None:
@@ -44,6 +49,8 @@ class StepMeter:
             ]
         ).double()
         bins = torch.bucketize(drift, self.edges)
+        whole = torch.isfinite(tokens.loss + drift)
+        self.broken = torch.cat([batch.token.masked_fill(whole, WHOLE), self.broken[None]]).amin()
         plans = len(batch.semantic_ids)
         for segment, part in enumerate((slice(0, plans), slice(plans, None))):
             self.sums[segment] += figures[:, part].sum(1)

@@ -44,6 +44,8 @@ class MicroBatch:
     image_places: Tensor  # (J,)
     unconditional_places: Tensor  # (J,) the same in the rows of guidance; (0,) without guidance
     token: Tensor  # (S + J,) number of each predicted token in the whole batch's order
+    semantic_lengths: tuple[int, ...]  # of the plans whose tokens these are, S in all
+    image_lengths: tuple[int, ...]  # of the images, J in all
     inputs: int  # places that are no padding
 
     def to(self, device: torch.device | str) -> Self:
@@ -103,7 +105,7 @@ def micro_batches(samples: Sequences, tokens_per_batch: int, pad_id: int | None 
 def idle_batch() -> MicroBatch:
     """Runs every module and predicts nothing: for a rank that has less to do than the others."""
     none = torch.empty(0, dtype=torch.long)
-    return MicroBatch(torch.zeros(1, 1, dtype=torch.long), None, None, *[none] * 8, inputs=0)
+    return MicroBatch(torch.zeros(1, 1, dtype=torch.long), None, None, *[none] * 8, (), (), inputs=0)
 
 
 def in_token_order(semantic: Sequence[np.ndarray], image: np.ndarray) -> np.ndarray:
@@ -187,6 +189,8 @@ def _collate(rows: list[_Row]) -> MicroBatch:
         _joined(places[True]),
         _joined(unconditional_places),
         _joined(numbers[False] + numbers[True]),
+        tuple(map(len, ids[False])),
+        tuple(map(len, ids[True])),
         inputs=sum(len(row.prompts) * row.length for row in rows),
     )
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,10 +22,12 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from learner.bicot_grpo import token_losses
+from learner.crediting import Tokens, credited, sample_of
+from learner.entropy_control import EntropyControl
 from learner.logprobs import TokenValues, sequence_logprobs
 from learner.lora import add_lora, merged_layers, published_weights, save_adapter
 from learner.meter import StepMeter
-from learner.packing import MicroBatch, Sequences, idle_batch, in_token_order, micro_batches
+from learner.packing import MicroBatch, Sequences, idle_batch, micro_batches
 from learner.schedules import ScheduledValue, schedule
 from learner.universal import universal_checkpoint
 from t2ir1_ray.config import LearnerConfig, PolicyConfig
@@ -42,41 +44,14 @@ RANK_IN_NAME = re.compile(r"zero_pp_rank_(\d+)_")
 class _Policy(nn.Module):
     """Janus with log-probs as its forward pass, so that ZeRO-3's hooks see every parameter's use."""
 
-    def __init__(self, janus: nn.Module, temperature: float, guidance: float):
+    def __init__(self, janus: nn.Module, temperature: float, guidance: float, config: LearnerConfig):
         super().__init__()
         self.janus = janus
-        self.temperature = temperature
-        self.guidance = guidance
+        self.temperature, self.guidance = temperature, guidance
+        self.asked = {"sloped": config.entropy_band is not None, "contrast": config.token_credit == "guidance"}
 
     def forward(self, batch: MicroBatch) -> TokenValues:
-        return sequence_logprobs(self.janus, batch, self.temperature, guidance=self.guidance)
-
-
-class _Tokens(NamedTuple):
-    """What the loss needs of each token: (K,) float32 in the order of `packing`."""
-
-    advantages: Tensor
-    weights: Tensor
-    sampled: Tensor  # log-probs under the sampling policy
-    reference: Tensor  # log-probs under the reference
-
-    @classmethod
-    def of(cls, data: LearnerBatch, device: torch.device) -> Self:
-        lengths, width = [len(ids) for ids in data.semantic_ids], data.image_ids.shape[1]
-
-        def spread(semantic: np.ndarray, image: np.ndarray) -> np.ndarray:  # two values per sample
-            return np.concatenate([np.repeat(semantic, lengths), np.repeat(image, width)])
-
-        columns = (
-            spread(data.semantic_advantage, data.image_advantage),
-            spread(data.semantic_token_weight, data.image_token_weight),
-            in_token_order(data.semantic_logprobs, data.image_logprobs),
-            in_token_order(data.semantic_ref_logprobs, data.image_ref_logprobs),
-        )
-        return cls(*(torch.from_numpy(column).to(device) for column in columns))
-
-    def at(self, token: Tensor) -> Self:
-        return type(self)(*(column[token] for column in self))
+        return sequence_logprobs(self.janus, batch, self.temperature, guidance=self.guidance, **self.asked)
 
 
 class LearnerRank:
@@ -102,6 +77,7 @@ class LearnerRank:
         self.temperature, self.guidance = temperature, guidance
         self.steps = steps
         self.beta = ScheduledValue(config.beta, config.beta_schedule, steps)
+        self.entropy = EntropyControl(config.entropy_band, config.entropy_weight) if config.entropy_band else None
         self.pad_id = PromptFormat(load_tokenizer(policy.path), policy).pad_id if guidance != 1.0 else None
 
     def join_ranks(self, host: str, port: int, timeout_s: float = 600.0) -> None:
@@ -137,7 +113,7 @@ class LearnerRank:
             weight_decay=self.config.weight_decay,
         )
         self.engine, *_ = deepspeed.initialize(
-            model=_Policy(model, self.temperature, self.guidance),
+            model=_Policy(model, self.temperature, self.guidance, self.config),
             model_parameters=parameters,
             optimizer=self.optimizer,
             lr_scheduler=self._schedule(),
@@ -148,12 +124,13 @@ class LearnerRank:
         """One update on this rank's samples (`LearnerBatch`, possibly none); returns metrics of the whole batch.
 
         `on_policy=False`: the ratio is taken against the stored sampling log-probs, and truncated or clipped.
-        The metrics are those of `StepMeter`, and grad_norm (before clipping), lr and beta. Raises RunError if one of
-        them is not finite.
+        The metrics are those of `StepMeter`, grad_norm (before clipping), lr and beta, and with an entropy band those
+        of `EntropyControl`; the loss has the entropy's term then. Raises RunError if one of them is not finite, with
+        the first sample of every rank that has brought it about.
         """
         data = LearnerBatch.from_arrow(batch)
         device = self.engine.device
-        tokens = _Tokens.of(data, device)
+        tokens = Tokens.of(data, device)
         work = self._work(data)
         meter = StepMeter(device)
         lr, beta = float(self.engine.get_lr()[0]), self.beta.value
@@ -161,10 +138,11 @@ class LearnerRank:
             micro_batch = micro_batch.to(device)
             own = tokens.at(micro_batch.token)
             values: TokenValues = self.engine(micro_batch)
+            advantages, weights = credited(self.config.token_credit, micro_batch, values, own)
             losses = token_losses(
                 values.logprobs,
                 own.reference,
-                own.advantages,
+                advantages,
                 beta,
                 old_logprobs=None if on_policy else own.sampled,
                 clip_low=self.config.clip_low,
@@ -172,16 +150,29 @@ class LearnerRank:
                 kl=self.config.kl,
                 max_ratio=self._max_ratio(micro_batch),
             )
-            loss = (own.weights * losses.loss).sum()
+            loss = (weights * losses.loss).sum()
+            if self.entropy:
+                pull = _by_segment(micro_batch, *self.entropy.weights.values())
+                loss = loss - (pull * own.weights * values.entropy).sum()
             self.engine.set_gradient_accumulation_boundary(index == len(work) - 1)
             # DeepSpeed averages gradients over ranks; the weights already hold the mean over the whole batch.
             self.engine.backward(loss * self.world_size)
             self.engine.step()
             meter.add(micro_batch, loss, losses, values, own.sampled)
         self.beta.step()
-        metrics = meter.metrics() | {"grad_norm": float(self.engine.get_global_grad_norm()), "lr": lr, "beta": beta}
-        check_finite(metrics, "update")
+        metrics = meter.metrics()
+        if self.entropy:
+            metrics |= self.entropy.step(metrics)
+        metrics |= {"grad_norm": float(self.engine.get_global_grad_norm()), "lr": lr, "beta": beta}
+        finite = all(np.isfinite(figure).all() for figure in metrics.values())  # on all ranks, or on none
+        check_finite(metrics, "update" if finite else f"update{self._blamed(data, int(meter.broken))}")
         return metrics
+
+    def _blamed(self, data: LearnerBatch, token: int) -> str:
+        """The first broken sample of every rank; all ranks ask together. token: of this rank's, see `StepMeter`."""
+        found: list[list[str]] = [[]] * self.world_size
+        dist.all_gather_object(found, sample_of(data, token))
+        return f" ({', '.join(named)})" if (named := sum(found, [])) else ""
 
     def trainable_metadata(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
         """(name, dtype, full shape) of every parameter that training changes, in the order of `gather_trainable`."""
@@ -222,12 +213,14 @@ class LearnerRank:
             save_policy(self.policy.path, state, folder)
 
     def save_state(self, folder: Path) -> None:
-        """Write parameters, optimizer and schedule of all ranks, for `restore_state`.
+        """Write parameters, optimizer, schedule and entropy control of all ranks, for `restore_state`.
 
         Not atomic: write into a folder of its own and rename that when the call has returned on every rank. Each rank
         writes its share at the same time as the others, and waits for the slowest.
         """
         self.engine.save_checkpoint(str(folder), CHECKPOINT, save_latest=False, exclude_frozen_parameters=True)
+        if self.entropy and self.rank == 0:
+            self.entropy.save(folder)
         dist.barrier()
 
     def written(self, folder: Path) -> dict[str, int]:
@@ -255,6 +248,8 @@ class LearnerRank:
                 self.engine._config.load_universal_checkpoint = True
                 self._load(converted)
                 self.engine._config.load_universal_checkpoint = False
+        if self.entropy:
+            self.entropy.restore(folder)
         self._configure_at(self.engine.global_steps)
 
     def _load(self, folder: Path) -> None:
@@ -329,9 +324,7 @@ class LearnerRank:
         """
         if self.config.correction == "clip":
             return None
-        bounds = torch.tensor([self.config.semantic_max_ratio, self.config.image_max_ratio])
-        counts = torch.tensor([len(batch.semantic_ids), len(batch.image_ids)])
-        return bounds.repeat_interleave(counts).to(batch.token.device)
+        return _by_segment(batch, self.config.semantic_max_ratio, self.config.image_max_ratio)
 
     def _deepspeed_config(self, trained: int) -> dict[str, Any]:
         """trained: number of trained parameters. A larger bucket than that is allocated all the same."""
@@ -349,3 +342,9 @@ class LearnerRank:
                 "reduce_bucket_size": min(trained, 500_000_000),
             },
         }
+
+
+def _by_segment(batch: MicroBatch, semantic: float, image: float) -> Tensor:
+    """(S + J,): one value for the plans' tokens, one for the images'."""
+    counts = torch.tensor([len(batch.semantic_ids), len(batch.image_ids)])
+    return torch.tensor([semantic, image]).repeat_interleave(counts).to(batch.token.device)

@@ -106,19 +106,24 @@ def score_in_batches(
         values = np.asarray(score_batch([readable[i] for i in batch], [rows[i] for i in batch]), np.float32)
         if not np.isfinite(values).all():
             bad = batch[int(np.flatnonzero(~np.isfinite(values))[0])]
-            prompt = rows[bad].get("prompt")
-            raise NonFiniteScore(f"{name}: score of sample {bad} is not finite (prompt {prompt!r})")
+            raise _not_finite(name, bad, rows)
         scores[batch] = values
         for index in batch:
             status[index] = "ok"
     return ExpertScores(scores, status, errors)
 
 
-def check_finite(name: str, scores: ExpertScores) -> None:
+def check_finite(name: str, scores: ExpertScores, rows: Sequence[Row]) -> None:
     """Raise NonFiniteScore if a sample has the status "ok" without a finite score."""
     for index, (score, status) in enumerate(zip(scores.scores, scores.status, strict=True)):
         if status == "ok" and not np.isfinite(score):
-            raise NonFiniteScore(f"{name}: score of sample {index} is not finite")
+            raise _not_finite(name, index, rows)
+
+
+def _not_finite(name: str, index: int, rows: Sequence[Row]) -> NonFiniteScore:
+    row = rows[index]
+    prompt = f"{row['prompt_id']}, {row['prompt']!r}" if "prompt_id" in row else repr(row.get("prompt"))
+    return NonFiniteScore(f"{name}: score of sample {index} is not finite (prompt {prompt})")
 
 
 def index_of_each(values: Sequence[Any]) -> tuple[list[Any], list[int]]:

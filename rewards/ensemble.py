@@ -97,9 +97,10 @@ def insight(
     """What the experts said in this step, as flat metrics; a figure that has no samples is left out.
 
     Per expert: `<expert>/mean`, `<expert>/group_std` (mean over groups of the spread that the advantage can see),
-    `<expert>/zero_spread` (share of groups in which it ranks nothing), `<expert>/applies`, `<expert>/failed` (shares of
-    samples), `<expert>/task/<task_type>` (mean). Per pair: `correlation/<a>~<b>`, Pearson over samples after taking
-    each group's mean away, so that easy and hard prompts do not pass for agreement.
+    `<expert>/zero_spread` (share of groups in which it ranks nothing), `<expert>/scored` (number of samples),
+    `<expert>/applies`, `<expert>/failed` (shares of samples), `<expert>/task/<task_type>` (mean). Per pair:
+    `correlation/<a>~<b>`, Pearson over samples after taking each group's mean away, so that easy and hard prompts do
+    not pass for agreement.
     """
     group, task_types = np.asarray(group), np.asarray(task_types, object)
     metrics: dict[str, float] = {}
@@ -109,6 +110,7 @@ def insight(
         metrics[f"{name}/failed"] = float(np.mean([status == "failed" for status in expert.status]))
         if not ok.any():
             continue
+        metrics[f"{name}/scored"] = int(ok.sum())
         metrics[f"{name}/mean"] = float(expert.scores[ok].mean())
         spreads = [expert.scores[members].std(ddof=1) for members in group_members(group, ok) if len(members) > 1]
         if spreads:

@@ -15,7 +15,7 @@ from t2ir1_ray.fitting.utilisation import Utilisation
 from t2ir1_ray.journal.journal import Journal
 from t2ir1_ray.journal.resume import ROLLOUTS_S, Termination
 from t2ir1_ray.loop.collector import Collector
-from t2ir1_ray.loop.experience import assemble
+from t2ir1_ray.loop.experience import assemble, compared_codebook
 from t2ir1_ray.loop.heldout import HeldOut
 from t2ir1_ray.loop.timeline import Timeline, throughput
 
@@ -28,6 +28,7 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
     """
     prompts, skipped = training_prompts(config)
     heldout = HeldOut(config, heldout_prompts(config)) if config.eval.every else None
+    codebook = compared_codebook(config)
     steps = config.train.steps
     timeline, activity = Timeline(), Activity()
     gpus = sum(role.count * role.num_gpus for role in roles(config))
@@ -67,7 +68,7 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
                 collected = collector.await_step(step, termination.asked)
                 if collected is None:
                     break
-                experience = assemble(collected.groups, config)
+                experience = assemble(collected.groups, config, step, codebook)
                 staleness = step - 1 - int(experience.rollouts.policy_version.min())
                 with timeline("learn", step):
                     update = cluster.learn(experience.batch, on_policy=staleness == 0)
@@ -76,7 +77,7 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
                     if not ahead:
                         pushed.result()
 
-                metrics = {"step": step, "policy_version": step, **update, **experience.metrics}
+                metrics = {"step": step, "policy_version": step, **update, **experience.metrics, **collected.probed}
                 metrics |= {"staleness": staleness, "groups/replaced": collected.replaced, **timeline.seconds(step)}
                 metrics |= {"samples/stale": collector.stale, "prompts/skipped": skipped}
                 metrics["actors/restarts"] = cluster.restarts()
@@ -85,7 +86,8 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
                 metrics |= utilisation.metrics(experience.batch, metrics["time/learn_s"])
                 metrics["rollout/images_per_s"] = metrics["throughput/rollout_images"]
                 metrics["throughput/publish_gb"] = cluster.version_bytes / 1e9 / metrics["time/publish_s"]
-                metrics |= {"publish/bytes": cluster.version_bytes, **activity.usage()}
+                metrics |= {"publish/bytes": cluster.version_bytes, "publish/changed": float(cluster.changed)}
+                metrics |= activity.usage()
                 if heldout and (step % config.eval.every == 0 or step == steps):
                     metrics |= collector.do_between(heldout.evaluate)
                 begin = time.perf_counter()

@@ -8,8 +8,11 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 
+hypothesis.settings.register_profile("no deadline", deadline=None)  # others use the machine too
+hypothesis.settings.load_profile("no deadline")
 pytest_plugins = ["tests.nothing_lost"]
 LONGEST = ("test_chaos", "test_dead_processes", "test_resume", "test_readme", "test_training", "test_rank")
 """Files that would keep one worker busy when the other has nothing left to do, had they not begun first."""

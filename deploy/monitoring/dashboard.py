@@ -45,6 +45,7 @@ ROWS: dict[str, list[tuple[str, str, list[Query]]]] = {
         ("Score by expert", "short", [last("reward", "expert")]),
         ("Held-out accuracy", "percentunit", [last("heldout_accuracy"), last("heldout_accuracy_greedy")]),
         ("Groups without a signal", "percentunit", [last("zero_std_groups")]),
+        ("Hacking index", "short", [last("hacking_index")]),
     ],
     "Is it stable?": [
         ("KL to the starting policy", "short", [last("kl")]),

@@ -41,17 +41,17 @@ _TABLE = {
         Change.FREE: "num_gpus num_cpus replicas runtime_env",
         Change.FORCED: "kind path weight role batch_size dtype options",
     },
-    "reward": {Change.FORCED: "combine min_group_size retries"},
+    "reward": {Change.FREE: "probe_every", Change.FORCED: "combine min_group_size retries rotate_monitor"},
     "reference": {Change.FREE: "num_gpus num_cpus replicas", Change.FORCED: "tokens_per_batch"},
     "learner": {
         Change.FREE: "ranks num_gpus num_cpus",
         Change.FIXED: "zero_stage dtype lora_rank lora_targets",
         Change.FORCED: "learning_rate lr_schedule warmup_steps betas weight_decay max_grad_norm beta beta_schedule kl "
         "clip_low clip_high correction semantic_max_ratio image_max_ratio advantage_std advantages image_logprobs "
-        "loss_average semantic_weight image_weight zero_variance max_resamples tokens_per_batch "
-        "gradient_checkpointing lora_alpha",
+        "token_credit entropy_band entropy_weight loss_average semantic_weight image_weight zero_variance "
+        "max_resamples tokens_per_batch gradient_checkpointing lora_alpha",
     },
-    "train": {Change.FORCED: "steps seed mode max_staleness deterministic"},
+    "train": {Change.FREE: "on_warning", Change.FORCED: "steps seed mode max_staleness deterministic"},
     "eval": {Change.FORCED: "prompts verifier every count seed"},
     "journal": {
         Change.FREE: "dump_every images_every save_every save_last keep_last trackers profile",

@@ -57,8 +57,10 @@ def check(config: Config) -> None:
         "learner.zero_variance": (learner.zero_variance, ("keep", "filter", "resample")),
         "learner.correction": (learner.correction, ("truncate", "clip")),
         "train.mode": (config.train.mode, ("sync", "async")),
+        "train.on_warning": (config.train.on_warning, ("warn", "stop")),
         "learner.advantages": (learner.advantages, ("shared", "nested")),
         "learner.image_logprobs": (learner.image_logprobs, ("conditional", "guided")),
+        "learner.token_credit": (learner.token_credit, ("none", "entropy", "guidance", "similarity", "critical")),
         "learner.lr_schedule": (learner.lr_schedule, SCHEDULES),
         "learner.beta_schedule": (learner.beta_schedule, SCHEDULES),
         "data.too_long": (data.too_long, ("refuse", "skip")),
@@ -89,6 +91,15 @@ def check(config: Config) -> None:
         rollout.weight_transfer,
         "NCCL needs learner and rollout actors at once: use object_store with train.mode=async",
     )
+    _require(
+        learner.token_credit != "guidance" or (learner.image_logprobs == "guided" and rollout.guidance > 1),
+        "learner.token_credit",
+        learner.token_credit,
+        "compares images with and without the prompt: set learner.image_logprobs=guided and rollout.guidance above 1",
+    )
+    band = learner.entropy_band
+    around = band is None or 0 < band[0] < 1 < band[1]
+    _require(around, "learner.entropy_band", band, "must lie around 1, the entropy at the start, such as [0.8,1.2]")
     _require(learner.num_gpus in (0, 1), "learner.num_gpus", learner.num_gpus, "a rank has one GPU, or 0: a CPU")
     _require(max(learner.betas) < 1, "learner.betas", learner.betas, "must be less than 1")
     words = all(isinstance(target, str) for target in learner.lora_targets)
@@ -105,6 +116,13 @@ def check(config: Config) -> None:
     )
     rewarded = [name for name, expert in config.experts.items() if expert.role == "reward"]
     _require(bool(rewarded), "experts", list(config.experts), "at least one expert must have the role reward")
+    rotating = sum(config.experts[name].weight > 0 for name in rewarded)
+    _require(
+        config.reward.rotate_monitor == 0 or rotating >= 3,
+        "reward.rotate_monitor",
+        config.reward.rotate_monitor,
+        f"needs 3 experts of role reward and positive weight, there are {rotating}: add some, or set it to 0",
+    )
     _require(
         "{prompt}" in config.policy.plan_template, "policy.plan_template", config.policy.plan_template, "lacks {prompt}"
     )

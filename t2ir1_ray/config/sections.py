@@ -59,6 +59,8 @@ class RewardConfig:
     combine: str = "sum"  # sum (official) or gdpo (each expert normalised inside its group first)
     min_group_size: int = 2  # a group with fewer usable samples is dropped and counted
     retries: int = 2  # times a call that raised is repeated, and times that each actor but the learner is started again
+    probe_every: int = 20  # steps between probes whether experts look at the image (two change places); 0: never
+    rotate_monitor: int = 0  # steps after which another expert of role reward is only watched; 0: all count always
 
 
 @dataclass
@@ -97,6 +99,9 @@ class LearnerConfig:
     image_logprobs: str = (
         "conditional"  # conditional (official), or guided: of what was really sampled, two rows per image
     )
+    token_credit: str = "none"  # none (official), entropy, guidance, similarity, critical: see learner/token_credit.py
+    entropy_band: tuple[float, float] | None = None  # [low, high]: holds entropies there, in units of the first step's
+    entropy_weight: float = 0.1  # largest weight of the entropy term: where an entropy is off the band by the first
     loss_average: str = "group"  # group (official), token or sequence
     semantic_weight: float = 1.0  # multiplies the loss of plan tokens
     image_weight: float = 1.0  # multiplies the loss of image tokens
@@ -118,6 +123,7 @@ class TrainConfig:
     mode: str = "sync"  # sync: rollouts wait for the newest policy; async: they run ahead while the learner trains
     max_staleness: int = 1  # async: updates between the policy that sampled and the one that learns; 0: as sync
     deterministic: bool = False  # GPUs: the same bits in every run, slower; CPUs give them anyway
+    on_warning: str = "warn"  # a warning sign is told (warn), or ends the run behind its step (stop)
 
 
 @dataclass

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import AddedToken
 from torch import Tensor
@@ -127,6 +128,11 @@ def load_state_dict(path: str) -> dict[str, Tensor]:
     if any(name.startswith("gen_vision_model.") for name in tensors):
         return janus_layout.to_hf(tensors)
     return tensors
+
+
+def image_codebook(path: str) -> np.ndarray:
+    """(V, D) float32: what each image token stands for in the VQ model."""
+    return load_state_dict(path)["model.vqmodel.quantize.embedding.weight"].float().numpy().copy()
 
 
 def checked_tensors(path: str, config: JanusConfig) -> dict[str, Tensor]:

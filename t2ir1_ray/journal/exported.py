@@ -73,6 +73,7 @@ TABLE = (
     Row("expert/{expert}/failed", "t2ir1_expert_failed", "gauge", "share of samples that an expert could not score"),
     Row("heldout/accuracy", "t2ir1_heldout_accuracy", "gauge", "exact accuracy on held-out prompts, T = 1"),
     Row("heldout/accuracy_greedy", "t2ir1_heldout_accuracy_greedy", "gauge", "the same, greedy"),
+    Row("hacking/index", "t2ir1_hacking_index", "gauge", "gain of the reward less that of what only watches"),
     Row("loss", "t2ir1_loss", "gauge", "of the last step"),
     Row("grad_norm", "t2ir1_grad_norm", "gauge", "before clipping"),
     Row("lr", "t2ir1_learning_rate", "gauge", "of the last step"),

@@ -23,6 +23,7 @@ from t2ir1_ray.config import Config
 from t2ir1_ray.errors import RunError, UserError, check_finite, reason
 from t2ir1_ray.journal.activity_log import ActivityLog
 from t2ir1_ray.journal.exported import Exporter
+from t2ir1_ray.journal.hacking import HackingIndex
 from t2ir1_ray.journal.metric_names import MetricNames
 from t2ir1_ray.journal.progress import Progress
 from t2ir1_ray.journal.resume import record_inputs
@@ -73,6 +74,7 @@ class Journal:
             raise
         self._exporter: Exporter | None = None
         self._signs = WarningSigns(config)
+        self._hacking = HackingIndex({n: e.weight if e.role == "reward" else 0.0 for n, e in config.experts.items()})
         self._names = MetricNames()
         self._names.check([GRID])
         self.say(f"run folder {run} (tensorboard --logdir {run / 'tensorboard'})")
@@ -87,6 +89,10 @@ class Journal:
             kept = [line for number, line in self._whole_lines() if number <= step] if step else []
             write_whole(self.run / METRICS, b"".join(kept))
             self._metrics = (self.run / METRICS).open("a")
+        for line in map(json.loads, kept):  # what was seen and told so far
+            self._hacking.add(line)
+            if line["step"]:
+                self._signs.look(line)
         self._log = ActivityLog(self.run, self._activity, step, self.config.train.steps)
         settings = OmegaConf.to_container(OmegaConf.structured(self.config))
         self._trackers = Trackers(self.config.journal.trackers, self.run, settings, step, self.say)
@@ -137,19 +143,24 @@ class Journal:
     def write(self, metrics: dict[str, Any], experience: Experience | None = None) -> None:
         """One step's metrics to every reader, and its samples when they are due. None: the step has no such figure.
 
-        Raises RunError if a figure is not finite, the disk fails, or another process has taken the folder over.
+        The hacking index is added to them. Raises RunError if a figure is not finite, the disk fails, or another
+        process has taken the folder over; and for a warning sign, when all is written, with train.on_warning=stop.
         """
         self._writer.check()
+        metrics = metrics | self._hacking.add(metrics)
         self._names.check(metrics)
         check_finite(metrics, f"step {metrics['step']}")
         if shutil.disk_usage(self.run).free < LEAST_FREE_BYTES:  # TensorBoard's own thread would die with a traceback
             raise RunError(f"journal: {self.run}: No space left on device: free the disk, then --resume")
+        signs = self._signs.look(metrics) if experience else []
         try:
-            self._write(metrics, experience)
+            self._write(metrics, experience, signs)
         except OSError as error:
             raise RunError(f"journal: {self.run}: {error.strerror or error}: free the disk, then --resume") from None
+        if signs and self.config.train.on_warning == "stop":
+            raise RunError(f"step {metrics['step']}: {'; '.join(signs)} (train.on_warning=stop)")
 
-    def _write(self, metrics: dict[str, Any], experience: Experience | None) -> None:
+    def _write(self, metrics: dict[str, Any], experience: Experience | None, signs: Sequence[str]) -> None:
         self._metrics.write(json.dumps(metrics) + "\n")
         self._metrics.flush()
         step = metrics["step"]
@@ -160,7 +171,7 @@ class Journal:
         if self._exporter:
             self._exporter.write(metrics)
         if experience:
-            for sentence in self._signs.look(metrics):
+            for sentence in signs:
                 self._log.event("warning", step=step, text=sentence)
                 self.say(f"step {step} warning: {sentence}")
                 self._board.add_text("warnings", sentence, step)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import signal
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -31,8 +32,8 @@ def check_unchanged(run: Path, stored: Config, config: Config, force: bool = Fal
 
     force: what the figures depend on may have changed, but not what a checkpoint's state is made of.
     """
-    known, now = _known(run, force), _inputs(config)
-    if POLICY in now and known.get(POLICY) == now[POLICY]:  # the same checkpoint, wherever it lies
+    known, policy = _known(run, force), _policy(config)
+    if policy and known.get(POLICY) == policy[POLICY]:  # the same checkpoint, wherever it lies
         stored = replace(stored, policy=replace(stored.policy, path=config.policy.path))
     found = differences(stored, config)
     if found[Change.FIXED]:
@@ -42,8 +43,8 @@ def check_unchanged(run: Path, stored: Config, config: Config, force: bool = Fal
         )
     if force:
         return
-    changes = found[Change.FORCED]
-    files = _prompt_files(config) | ({POLICY: config.policy.path} if POLICY in known and POLICY in now else {})
+    changes, now = found[Change.FORCED], _inputs(config)
+    files = _prompt_files(config) | ({POLICY: config.policy.path} if policy and POLICY in known else {})
     changes += [f"{key}: {p}: other contents than before" for key, p in files.items() if known.get(key) != now[key]]
     if changes:
         raise UserError(
@@ -69,13 +70,20 @@ def _prompt_files(config: Config) -> dict[str, str]:
 
 
 def _inputs(config: Config) -> dict[str, str]:
-    """key of the configuration -> digest of the file or folder that it names; a hub id has none"""
-    policy = Path(config.policy.path)
+    """key of the configuration -> digest of the file or folder that it names"""
     try:
         found = {key: hashlib.sha256(Path(f).read_bytes()).hexdigest() for key, f in _prompt_files(config).items()}
-        return found | ({POLICY: contents_digest(policy)} if policy.is_dir() else {})
     except OSError as error:
-        raise UserError(f"data.prompts, eval.prompts, policy.path: {error.filename}: {error.strerror}") from None
+        raise UserError(f"data.prompts, eval.prompts: {error.filename}: {error.strerror}") from None
+    return found | _policy(config)
+
+
+def _policy(config: Config) -> dict[str, str]:
+    """Its key and the digest of its folder; nothing for a hub id, or where it cannot be read, which loading says."""
+    with suppress(OSError):
+        if (folder := Path(config.policy.path)).is_dir():
+            return {POLICY: contents_digest(folder)}
+    return {}
 
 
 class Termination:

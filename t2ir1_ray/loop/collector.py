@@ -11,7 +11,7 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -24,6 +24,7 @@ from t2ir1_ray.config import Config
 from t2ir1_ray.config.resuming import fingerprint
 from t2ir1_ray.loop.experience import has_signal
 from t2ir1_ray.loop.in_flight import read_steps, write_step
+from t2ir1_ray.loop.probe import exchange, follows, order
 from t2ir1_ray.loop.timeline import Timeline
 from t2ir1_ray.records.prompts import extra_rows, step_rows
 
@@ -32,10 +33,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Collected:
-    """The scored groups of one step, and how many were given up because all their rewards were equal."""
+    """The scored groups of one step, how many were given up because all their rewards were equal, and what a probe of
+    the experts has found."""
 
     groups: list[ScoredGroup]
     replaced: int
+    probed: dict[str, float] = field(default_factory=dict)
 
 
 class Collector:
@@ -65,7 +68,7 @@ class Collector:
             self._steps[step] = self._thread.submit(self._collect, step)
             return
         sampled = self._thread.submit(self._sample, self._rows(step), step, f"step {step}")
-        self._steps[step] = self._scores.submit(lambda: Collected(self._finish(sampled.result(), step), 0))
+        self._steps[step] = self._scores.submit(lambda: self._collected(self._finish(sampled.result(), step), 0, step))
 
     def await_step(self, step: int, asked: threading.Event) -> Collected | None:
         """Wait for a step, or until `asked` is set: None. Raises what went wrong with it or a version before it."""
@@ -90,17 +93,18 @@ class Collector:
         wait(ahead.values(), timeout_s)
         for step, future in ahead.items():
             if future.done() and not future.exception():  # what went wrong is raised when it is the step's turn
-                write_step(folder, step, future.result().groups, future.result().replaced, self._made_by())
+                found = future.result()
+                write_step(folder, step, found.groups, found.replaced, found.probed, self._made_by())
 
     def restore_in_flight(self, folder: Path) -> None:
         """Take up the steps that `save_in_flight` put into a checkpoint, if these settings and prompts made them."""
-        for step, (groups, replaced) in read_steps(folder, self._made_by()).items():
-            version = min(group.rollouts.policy_version.min() for group in groups)
+        for step, found in read_steps(folder, self._made_by()).items():
+            version = min(group.rollouts.policy_version.min() for group in found[0])
             if step - 1 - version > self.ahead:
-                self.stale += sum(len(group.rollouts) for group in groups)
+                self.stale += sum(len(group.rollouts) for group in found[0])
             else:
                 self._steps[step] = Future()
-                self._steps[step].set_result(Collected(groups, replaced))
+                self._steps[step].set_result(Collected(*found))
 
     def _made_by(self) -> str:
         """Names what experience depends on beside policy and step."""
@@ -121,7 +125,7 @@ class Collector:
         groups = self._finish(self._sample(rows, step, f"step {step}"), step)
         used, replaced = set(rows.tolist()), 0
         for attempt in range(1, self.config.learner.max_resamples + 1):
-            useful = [group for group in groups if has_signal(group, self.config)]
+            useful = [group for group in groups if has_signal(group, self.config, step)]
             lacking = count - len(useful)
             fresh = [row for row in extra_rows(len(self.prompts), seed, step, attempt) if row not in used][:lacking]
             if not fresh:
@@ -129,7 +133,31 @@ class Collector:
             used.update(fresh)
             replaced += lacking
             groups = useful + self._finish(self._sample(fresh, step, f"step {step}, round {attempt}"), step)
-        return Collected(groups, replaced)
+        return self._collected(groups, replaced, step)
+
+    def _collected(self, groups: list[ScoredGroup], replaced: int, step: int) -> Collected:
+        """With what the experts' probe has found, if it is due."""
+        every = self.config.reward.probe_every
+        return Collected(groups, replaced, self._probe(groups, step) if every and (step - 1) % every == 0 else {})
+
+    def _probe(self, groups: Sequence[ScoredGroup], step: int) -> dict[str, float]:
+        """`expert/<name>/follows`: do its scores follow two images that change places? See `probe.follows`.
+
+        An expert that has told no samples of a group apart is left out: that is a sign by itself.
+        """
+        exchanges = {name: exchange([group.scores[name] for group in groups]) for name in self.config.experts}
+        asked = {name: (groups[places.group], places) for name, places in exchanges.items() if places}
+        with self.timeline("score", step):
+            found = self.cluster.score_again(
+                {
+                    name: (group.prompt, group.rollouts.take(order(len(group.rollouts), places)))
+                    for name, (group, places) in asked.items()
+                }
+            )
+        return {
+            f"expert/{name}/follows": follows(group.scores[name], found[name], places)
+            for name, (group, places) in asked.items()
+        }
 
     def _sample(self, rows: Sequence[int] | np.ndarray, step: int, stream: str) -> list[PendingGroup]:
         """Roll prompts out, in their order; experts and reference begin with a group as soon as it is there."""

@@ -7,10 +7,12 @@ import numpy as np
 
 from actors.cluster import ScoredGroup
 from learner.bicot_grpo import nested_advantages, ragged_advantages, token_weights
+from learner.token_credit import COMPARING, group_distances
 from rewards.base import ExpertScores
 from rewards.ensemble import combine, insight
 from t2ir1_ray.config import Config
 from t2ir1_ray.errors import RunError
+from t2ir1_ray.loop.rotation import reward_weights
 from t2ir1_ray.records.names import part
 from t2ir1_ray.records.schema import LearnerBatch, ReferenceLogprobs, Rollouts
 
@@ -36,9 +38,12 @@ class Experience:
         return sum(map(len, self.rollouts.semantic_ids)) + self.rollouts.image_ids.size
 
 
-def assemble(groups: Sequence[ScoredGroup], config: Config) -> Experience:
+def assemble(
+    groups: Sequence[ScoredGroup], config: Config, step: int, codebook: np.ndarray | None = None
+) -> Experience:
     """Combine the experts' scores, drop what failed, compare samples inside their groups.
 
+    step: it says which experts count, see `reward_weights`. codebook: of `compared_codebook`.
     Raises RunError if no group is left to train on.
     """
     rollouts = Rollouts.concat([group.rollouts.without_pixels() for group in groups])
@@ -47,7 +52,8 @@ def assemble(groups: Sequence[ScoredGroup], config: Config) -> Experience:
     index = np.repeat(np.arange(len(groups)), sizes)
     task_types = [str(groups[i].prompt["task_type"]) for i in index]
     scores = {name: _concat([group.scores[name] for group in groups]) for name in config.experts}
-    rewards, usable = combine(scores, _weights(config), config.reward.combine, index)
+    weights = reward_weights(config, step)
+    rewards, usable = combine(scores, weights, config.reward.combine, index)
     counts = np.bincount(index, weights=usable, minlength=len(groups))
     keep = usable & (counts >= config.reward.min_group_size)[index]
     spread = np.zeros(len(groups))
@@ -67,7 +73,7 @@ def assemble(groups: Sequence[ScoredGroup], config: Config) -> Experience:
     else:
         credit = [ragged_advantages(rewards[keep], index[keep], std=config.learner.advantage_std)] * 2
     semantic_advantages[keep], advantages[keep] = credit
-    batch = _learner_batch(groups, rollouts, index, semantic_advantages, advantages, config)
+    batch = _learner_batch(groups, rollouts, index, semantic_advantages, advantages, config, codebook)
     batch = share_plans(batch, plan[keep]) if config.rollout.images_per_plan > 1 else batch
     rewards = np.where(keep, rewards, np.nan).astype(np.float32)
     metrics = {
@@ -78,19 +84,51 @@ def assemble(groups: Sequence[ScoredGroup], config: Config) -> Experience:
         "groups/dropped": float(len(groups) - len(np.unique(index[keep]))),
         "plan/length": float(np.mean([len(ids) for ids in rollouts.semantic_ids])),
         "plan/truncated": float(rollouts.plan_truncated.mean()),
+        **plan_variety(rollouts.plan, index, plan),
         **{f"reward/{name}": _mean(expert) for name, expert in scores.items()},
         **_insight(scores, index, task_types),
     }
+    if config.reward.rotate_monitor:
+        metrics |= {f"expert/{name}/weight": weights.get(name, 0.0) for name in config.experts}
     prompts = [str(groups[i].prompt["prompt"]) for i in index]
     return Experience(
         rollouts, images, prompts, task_types, scores, rewards, semantic_advantages, advantages, batch, metrics
     )
 
 
-def has_signal(group: ScoredGroup, config: Config) -> bool:
-    """Whether the group's usable samples have different rewards."""
-    rewards, usable = combine(group.scores, _weights(config), config.reward.combine, np.zeros(len(group.rollouts), int))
+def compared_codebook(config: Config) -> np.ndarray | None:
+    """(V, D) vectors of the image tokens, if token credit compares images inside their group."""
+    if config.learner.token_credit not in COMPARING:
+        return None
+    from t2ir1_ray.janus.policy import image_codebook
+
+    return image_codebook(config.policy.path)
+
+
+def has_signal(group: ScoredGroup, config: Config, step: int) -> bool:
+    """Whether the group's usable samples have different rewards in this step."""
+    weights, alone = reward_weights(config, step), np.zeros(len(group.rollouts), int)
+    rewards, usable = combine(group.scores, weights, config.reward.combine, alone)
     return int(usable.sum()) >= config.reward.min_group_size and np.ptp(rewards[usable]) > 0
+
+
+def plan_variety(plans: Sequence[str], group: np.ndarray, plan: np.ndarray) -> dict[str, float | None]:
+    """`plan/written`, the number of plans; `plan/empty`, the share of those without a word; `plan/distinct`, the number
+    of different texts; `plan/alike_groups`, the share of groups whose plans are all the same (None: they have but one).
+
+    plans: (N,) texts; group, plan: (N,) numbers of the samples' prompts and plans, plans numbered across groups.
+    """
+    _, first = np.unique(plan, return_index=True)
+    texts, groups = [plans[row].strip() for row in first], group[first]
+    written = np.bincount(groups)
+    distinct = np.bincount([number for number, _ in set(zip(groups.tolist(), texts, strict=True))])
+    several = written > 1
+    return {
+        "plan/written": len(texts),
+        "plan/empty": float(np.mean([not text for text in texts])),
+        "plan/distinct": len(set(texts)),
+        "plan/alike_groups": float((distinct[several] == 1).mean()) if several.any() else None,
+    }
 
 
 def share_plans(batch: LearnerBatch, plan: np.ndarray) -> LearnerBatch:
@@ -122,6 +160,7 @@ def _learner_batch(
     semantic_advantages: np.ndarray,
     advantages: np.ndarray,
     config: Config,
+    codebook: np.ndarray | None,
 ) -> LearnerBatch:
     """The samples that have an advantage."""
     rows = np.flatnonzero(np.isfinite(advantages))
@@ -139,8 +178,13 @@ def _learner_batch(
         config.learner.semantic_weight,
         config.learner.image_weight,
     )
+    distances = np.empty((len(rows), 0), np.float32)
+    if config.learner.token_credit in COMPARING:
+        opposed = advantages[rows] if config.learner.token_credit == "similarity" else None
+        distances = group_distances(kept.image_ids, index[rows], codebook, opposed)
     return LearnerBatch(
         prompt_id=kept.prompt_id,
+        sample=kept.sample,
         semantic_prompt_ids=kept.semantic_prompt_ids,
         semantic_ids=kept.semantic_ids,
         semantic_logprobs=kept.semantic_logprobs,
@@ -153,11 +197,8 @@ def _learner_batch(
         image_advantage=advantages[rows],
         semantic_token_weight=semantic_weight,
         image_token_weight=image_weight,
+        image_distance=list(distances),
     )
-
-
-def _weights(config: Config) -> dict[str, float]:
-    return {name: expert.weight for name, expert in config.experts.items() if expert.role == "reward"}
 
 
 def _concat(parts: Sequence[ExpertScores]) -> ExpertScores:

@@ -3,7 +3,8 @@
 An async run that goes on without it would sample those steps again, by a newer policy: other figures than before.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,19 +16,23 @@ FOLDER = "in_flight"
 """Subfolder of a checkpoint, with one Arrow stream per step and one batch per group in it."""
 
 
-def write_step(folder: Path, step: int, groups: Sequence[ScoredGroup], replaced: int, made_by: str) -> None:
-    """groups: at least one, as they were scored; replaced: see `Collected`; made_by: names settings and prompts."""
+def write_step(
+    folder: Path, step: int, groups: Sequence[ScoredGroup], replaced: int, probed: Mapping[str, float], made_by: str
+) -> None:
+    """groups: at least one, as they were scored; replaced, probed: see `Collected`; made_by: names settings and
+    prompts."""
     file = folder / FOLDER / f"step_{step:06d}.arrow"
     file.parent.mkdir(exist_ok=True)
     batches = [_encode(group) for group in groups]
-    schema = batches[0].schema.with_metadata({"replaced": str(replaced), "made_by": made_by})
+    about = {"replaced": str(replaced), "probed": json.dumps(dict(probed)), "made_by": made_by}
+    schema = batches[0].schema.with_metadata(about)
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
 
 
-def read_steps(folder: Path, made_by: str | None = None) -> dict[int, tuple[list[ScoredGroup], int]]:
-    """What `write_step` left in a checkpoint: step -> (groups, replaced).
+def read_steps(folder: Path, made_by: str | None = None) -> dict[int, tuple[list[ScoredGroup], int, dict[str, float]]]:
+    """What `write_step` left in a checkpoint: step -> (groups, replaced, probed).
 
     made_by: what was made otherwise is left out: a run that goes on with changed settings samples those steps again.
     """
@@ -37,7 +42,8 @@ def read_steps(folder: Path, made_by: str | None = None) -> dict[int, tuple[list
             about = reader.schema.metadata
             if made_by in (None, about.get(b"made_by", b"").decode()):
                 groups = [_decode(batch) for batch in reader]
-                found[int(file.stem.removeprefix("step_"))] = groups, int(about[b"replaced"])
+                probed = json.loads(about.get(b"probed", b"{}"))
+                found[int(file.stem.removeprefix("step_"))] = groups, int(about[b"replaced"]), probed
     return found
 
 

@@ -135,6 +135,7 @@ class LearnerBatch(Record):
     """What a learner rank trains on: N samples of whole groups."""
 
     prompt_id: list[str] = _scalars(pa.string())
+    sample: np.ndarray = _scalars(pa.int32())  # (N,) 0..G-1 inside its prompt
     semantic_prompt_ids: list[np.ndarray] = _ragged(pa.int32())
     semantic_ids: list[np.ndarray] = _ragged(pa.int32())
     semantic_logprobs: list[np.ndarray] = _ragged(pa.float32())  # sampling policy
@@ -147,6 +148,9 @@ class LearnerBatch(Record):
     image_advantage: np.ndarray = _scalars(pa.float32())  # (N,) of the image
     semantic_token_weight: np.ndarray = _scalars(pa.float32())  # (N,) of each plan token in the batch's loss
     image_token_weight: np.ndarray = _scalars(pa.float32())  # (N,) of each image token in the batch's loss
+    image_distance: list[np.ndarray] = _ragged(
+        pa.float32()
+    )  # (I,) to the group's, or (0,): no token credit asks for it
 
 
 def dump_table(

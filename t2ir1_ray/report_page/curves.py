@@ -1,9 +1,11 @@
 """Which metrics stand together in one chart."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 PHASES = ("rollout", "score", "learn", "publish")
+HACKING = {"index": "index", "trained": "reward", "watched": "watching", "heldout": "held-out accuracy"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,16 @@ def charts(metrics: Iterable[str]) -> list[Chart]:
             "the most likely plan and image",
             _named(_all(known, "heldout/task_greedy/"), "heldout/task_greedy/"),
             percent=True,
+        ),
+        Chart(
+            "Hacking index",
+            "gain of the reward less that of what only watches, in units of the first spread",
+            [(f"hacking/{key}", name) for key, name in HACKING.items()],
+        ),
+        Chart(
+            "Weight in the reward",
+            "0: the expert only watches",
+            [(key, key.split("/")[1]) for key in known if re.fullmatch("expert/[^/]+/weight", key)],
         ),
         Chart("KL", "to the starting policy, per token", [("kl", "all"), *_segments("segment_kl")]),
         Chart("Entropy", "nats per token", _segments("entropy")),

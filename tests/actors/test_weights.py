@@ -182,7 +182,7 @@ def arrays(draw: st.DrawFn) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", sorted(MISTAKES))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_no_mistake_goes_unnoticed(name: str, data: st.DataObject) -> None:
     before = data.draw(arrays())

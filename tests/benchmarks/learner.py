@@ -119,6 +119,7 @@ def random_batch() -> LearnerBatch:
     blank = [np.zeros(count, np.float32) for count in lengths]
     return LearnerBatch(
         prompt_id=["0"] * SAMPLES,
+        sample=np.arange(SAMPLES, dtype=np.int32),
         semantic_prompt_ids=[prompt] * SAMPLES,
         semantic_ids=plans,
         semantic_logprobs=blank,
@@ -131,6 +132,7 @@ def random_batch() -> LearnerBatch:
         image_advantage=advantages,
         semantic_token_weight=semantic_weight,
         image_token_weight=image_weight,
+        image_distance=[np.empty(0, np.float32)] * SAMPLES,
     )
 
 

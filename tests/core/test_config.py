@@ -25,6 +25,9 @@ MISTAKES = {
     "rollout.guidance=0.5": "at least 1",
     "policy.plan_template=draw": "lacks {prompt}",
     "experts.hps.role=judge": "reward, monitor",
+    "learner.token_credit=guidance": "set learner.image_logprobs=guided",
+    "learner.entropy_band=[0.5,0.9]": "must lie around 1",
+    "learner.entropy_band=[0.5]": "learner.entropy_band",
     "cluster.folder=shared": "cluster.folder=shared: must be absolute",
 }
 

@@ -61,12 +61,13 @@ def group(seed: int, version: int = 4, reference: bool = True) -> ScoredGroup:
 @pytest.mark.parametrize("reference", [True, False])
 def test_groups_come_back_bit_for_bit(tmp_path: Path, reference: bool) -> None:
     written = [group(seed, reference=reference) for seed in range(2)]
-    write_step(tmp_path, 12, written, replaced=3, made_by="a run")
-    write_step(tmp_path, 13, written[:1], replaced=0, made_by="a run")
+    probed = {"expert/hps/follows": 0.1 + 0.2}
+    write_step(tmp_path, 12, written, replaced=3, probed=probed, made_by="a run")
+    write_step(tmp_path, 13, written[:1], replaced=0, probed={}, made_by="a run")
     assert read_steps(tmp_path, "another run") == {}
     steps = read_steps(tmp_path, "a run")
     assert list(steps) == [12, 13]
-    assert [replaced for _, replaced in steps.values()] == [3, 0]
+    assert [rest for _, *rest in steps.values()] == [[3, probed], [0, {}]]
     for before, after in zip(written, steps[12][0], strict=True):
         assert after.prompt == before.prompt
         assert_equal(before.rollouts, after.rollouts)

@@ -57,6 +57,11 @@ def test_loading_gives_every_tensor_back(tiny_janus: Path) -> None:
     assert all(torch.equal(loaded[name], expected[name]) for name in expected)
 
 
+def test_the_codebook_is_the_vq_models(tiny_janus: Path) -> None:
+    found = torch.from_numpy(policy.image_codebook(str(tiny_janus)))
+    assert torch.equal(found, tiny_model(0).model.vqmodel.quantize.embedding.weight)
+
+
 def test_what_is_trained_is_the_language_model_and_its_head(tiny_janus: Path) -> None:
     trained = policy.freeze(policy.load_model(str(tiny_janus)))
     assert {name.split(".")[0] + "." + name.split(".")[1] for name in trained} == {

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from t2ir1_ray.errors import UserError
@@ -93,7 +93,6 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
             read_prompts(tmp_path / name)
 
 
-@settings(deadline=None)  # of a machine that others use
 @given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 5))
 def test_order_uses_every_prompt_equally_and_is_a_function_of_the_step(prompts: int, size: int, seed: int) -> None:
     steps = [step_rows(prompts, size, seed, step) for step in range(1, 2 * prompts + 1)]
@@ -110,7 +109,6 @@ def plain_order(prompts: int, size: int, seed: int, step: int) -> np.ndarray:
     return np.array([np.random.default_rng((seed, p // prompts)).permutation(prompts)[p % prompts] for p in positions])
 
 
-@settings(deadline=None)
 @given(st.integers(1, 30), st.integers(0, 25), st.integers(0, 5))
 def test_no_prompt_is_twice_in_a_step(size: int, more: int, seed: int) -> None:
     prompts = size + more

@@ -146,6 +146,10 @@ def test_the_policy_may_lie_elsewhere_but_not_change(tmp_path: Path) -> None:
         check_unchanged(tmp_path, moved, moved)
     check_unchanged(tmp_path, moved, moved, force=True)
 
+    Path(prompts).unlink()
+    check_unchanged(tmp_path, moved, moved, force=True)  # who forces it meets the missing file later, by its name
+    Path(prompts).write_text('{"prompt": "a ring", "task_type": "object"}\n')
+
     settings.write_text(text)
     inputs = tmp_path / "inputs.json"
     inputs.write_text(json.dumps({k: v for k, v in json.loads(inputs.read_text()).items() if k != "policy.path"}))

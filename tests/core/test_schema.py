@@ -63,13 +63,13 @@ def through_ipc(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.ipc.open_stream(sink.getvalue()).read_next_batch()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rollouts())
 def test_rollouts_survive_arrow(record: Rollouts) -> None:
     assert_equal(Rollouts.from_arrow(through_ipc(record.to_arrow())), record)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rollouts(), st.data())
 def test_slices_concat_and_take_keep_rows(record: Rollouts, data: st.DataObject) -> None:
     cut = data.draw(st.integers(0, len(record)))
@@ -80,7 +80,7 @@ def test_slices_concat_and_take_keep_rows(record: Rollouts, data: st.DataObject)
     assert_equal(record.take(order).take(np.argsort(order)), record)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(FLOATS, st.sampled_from(["ok", "na", "failed"]), st.none() | TEXT), min_size=1, max_size=6))
 def test_scores_are_null_unless_ok(rows: list[tuple[float, str, str | None]]) -> None:
     score = np.array([value if status == "ok" else np.nan for value, status, _ in rows], np.float32)
@@ -90,7 +90,7 @@ def test_scores_are_null_unless_ok(rows: list[tuple[float, str, str | None]]) ->
     assert_equal(Scores.from_arrow(through_ipc(batch)), record)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.data(), st.integers(1, 4))
 def test_learner_records_survive_arrow(data: st.DataObject, n: int) -> None:
     floats = vectors(n, np.float32, FLOATS)
@@ -99,6 +99,7 @@ def test_learner_records_survive_arrow(data: st.DataObject, n: int) -> None:
     weight = hnp.arrays(np.float32, n, elements=FLOATS)
     batch = LearnerBatch(
         prompt_id=data.draw(st.lists(TEXT, min_size=n, max_size=n)),
+        sample=np.arange(n, dtype=np.int32),
         semantic_prompt_ids=data.draw(ids),
         semantic_ids=data.draw(ids),
         semantic_logprobs=data.draw(floats),
@@ -111,6 +112,7 @@ def test_learner_records_survive_arrow(data: st.DataObject, n: int) -> None:
         image_advantage=data.draw(weight),
         semantic_token_weight=data.draw(weight),
         image_token_weight=data.draw(weight),
+        image_distance=data.draw(floats),
     )
     assert_equal(LearnerBatch.from_arrow(through_ipc(batch.to_arrow())), batch)
     reference = ReferenceLogprobs(batch.semantic_ref_logprobs, batch.image_ref_logprobs)

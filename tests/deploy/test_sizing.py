@@ -64,7 +64,7 @@ def test_the_embedded_world_needs_no_gpu() -> None:
 BASE = seven_b()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     ranks=st.integers(1, 20),
     actors=st.integers(1, 9),

@@ -9,6 +9,7 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -284,4 +285,5 @@ if __name__ == "__main__":
         parser.error(f"unknown: {', '.join(unknown)}")
     if os.geteuid() or shutil.which("ip") is None:
         parser.error("needs root and iproute2")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that machines are switched off
     sys.exit(bool(main(chosen or list(CASES))))

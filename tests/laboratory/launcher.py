@@ -57,7 +57,7 @@ class Launcher:
             "user": "root",
             "key": str(HOME / ".ssh" / "id"),
             "bin": str(Path(sys.executable).parent),
-            "ray_start": f"--num-cpus={cpus} --num-gpus=0",
+            "ray_start": f"--num-cpus={cpus}",
         }
         settings = [word for name, value in site.items() for word in ("--set", f"{name}={value}")]
         command = [sys.executable, "-m", "deploy.render", "--config", str(config), "--target", "local", *settings]

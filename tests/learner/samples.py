@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 
+from learner import token_credit
 from learner.bicot_grpo import token_weights
 from t2ir1_ray.janus.policy import freeze
 from t2ir1_ray.records.schema import LearnerBatch
@@ -28,6 +29,7 @@ def random_batch(seed: int) -> LearnerBatch:
     semantic_weight, image_weight = token_weights(lengths, np.full(SAMPLES, IMAGE_TOKENS), GROUPS)
     columns: dict[str, Any] = {
         "prompt_id": [str(group) for group in GROUPS],
+        "sample": np.array([0, 1, 2, 0, 1, 0, 1], np.int32),
         "semantic_prompt_ids": [prompts[group] for group in GROUPS],
         "semantic_ids": plans,
         "image_prompt_ids": ids(5, 20),
@@ -36,6 +38,7 @@ def random_batch(seed: int) -> LearnerBatch:
         "image_advantage": rng.normal(size=SAMPLES).astype(np.float32),
         "semantic_token_weight": semantic_weight,
         "image_token_weight": image_weight,
+        "image_distance": list(np.random.default_rng(seed).random((SAMPLES, IMAGE_TOKENS), np.float32)),
     }
     model = tiny_model(0)
     with torch.no_grad():
@@ -51,6 +54,14 @@ def naive_logprobs(
     model: Any, columns: dict[str, Any], row: int, guidance: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(plan, image) log-probs of one sample: full heads at every position, no padding, no batching."""
+    plan, image = naive_distributions(model, columns, row, guidance)
+    return _drawn(plan, columns["semantic_ids"][row]), _drawn(image, columns["image_ids"][row])
+
+
+def naive_distributions(
+    model: Any, columns: dict[str, Any], row: int, guidance: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(plan, image) log-probs of every token that could have been drawn, (L, V) and (I, codes)."""
     prompt, plan, image_prompt, codes = (
         torch.from_numpy(columns[name][row].astype(np.int64))
         for name in ("semantic_prompt_ids", "semantic_ids", "image_prompt_ids", "image_ids")
@@ -70,15 +81,88 @@ def naive_logprobs(
         unconditional[1:-1] = PAD_ID
         plain = logits(unconditional)
         image = plain + guidance * (image - plain)
-    return text.gather(1, plan[:, None])[:, 0], image.log_softmax(-1).gather(1, codes[:, None])[:, 0]
+    return text, image.log_softmax(-1)
+
+
+def _drawn(distribution: torch.Tensor, ids: np.ndarray) -> torch.Tensor:
+    return distribution.gather(1, torch.from_numpy(ids.astype(np.int64))[:, None])[:, 0]
+
+
+def naive_loss(
+    model: Any,
+    data: LearnerBatch,
+    row: int,
+    on_policy: bool = True,
+    guidance: float = 1.0,
+    credit: str = "none",
+    pull: tuple[float, float] = (0.0, 0.0),
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """One sample's part of the loss, and the entropies of its plan's and its image's tokens.
+
+    credit: `learner.token_credit`; pull: weights of the entropies of plans and images.
+    """
+    columns = vars(data)
+    loss, entropies = torch.zeros(()), []
+    for kind, distribution, held in zip(
+        ("semantic", "image"), naive_distributions(model, columns, row, guidance), pull, strict=True
+    ):
+        logprobs = _drawn(distribution, columns[f"{kind}_ids"][row])
+        entropy = -(distribution.exp() * distribution).sum(-1)
+        reference = torch.tensor(columns[f"{kind}_ref_logprobs"][row])
+        sampled = torch.tensor(columns[f"{kind}_logprobs"][row])
+        advantage = torch.full_like(reference, columns[f"{kind}_advantage"][row])
+        weight = torch.full_like(reference, columns[f"{kind}_token_weight"][row])
+        loss = loss - held * (weight * entropy).sum()
+        one = (values.detach()[None] for values in (logprobs, entropy, advantage))
+        gain, share = _naive_credit(credit, kind, model, data, row, *one)
+        kl = (reference - logprobs).exp() - (reference - logprobs) - 1
+        ratio = (logprobs - (logprobs.detach() if on_policy else sampled)).exp()
+        gains = torch.minimum(ratio * advantage * gain, ratio.clamp(0.8, 1.2) * advantage * gain)
+        loss = loss + (weight * share * (BETA * kl - gains)).sum()
+        entropies.append(entropy.detach())
+    return loss, entropies
+
+
+def _naive_credit(
+    credit: str,
+    kind: str,
+    model: Any,
+    data: LearnerBatch,
+    row: int,
+    logprobs: torch.Tensor,
+    entropy: torch.Tensor,
+    advantage: torch.Tensor,
+) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+    """Factors of a segment's advantages and of its token weights; tensors (1, L)."""
+    if credit == "entropy":
+        return token_credit.entropy_credit(entropy, advantage, torch.ones_like(entropy, dtype=torch.bool))[0], 1.0
+    if kind == "semantic" or credit == "none":
+        return 1.0, 1.0
+    distances = torch.from_numpy(data.image_distance[row])
+    if credit == "similarity":
+        return distances, 1.0
+    if credit == "critical":
+        reference = torch.from_numpy(data.image_ref_logprobs[row])
+        share = token_credit.critical_tokens(entropy, distances[None])[0]
+        return token_credit.running_confidence(logprobs, reference[None])[0], share
+    with torch.no_grad():
+        bare, prompted = (naive_logprobs(model, vars(data), row, guidance)[1] for guidance in (0.0, 1.0))
+    return token_credit.guidance_credit((bare - prompted)[None])[0], 1.0
 
 
 def plain_training(
-    batches: list[LearnerBatch], on_policy: bool = True, lora: LoraConfig | None = None, guidance: float = 1.0
+    batches: list[LearnerBatch],
+    on_policy: bool = True,
+    lora: LoraConfig | None = None,
+    guidance: float = 1.0,
+    credit: str = "none",
+    band: tuple[float, float] | None = None,
+    most: float = 0.0,
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses and parameters when torch.optim.AdamW does the updates, sample by sample, formulas written out.
 
     With LoRA by peft's own wrapper, merged at the end: all parameters that it changed.
+    credit, band, most: `learner.token_credit`, `learner.entropy_band`, `learner.entropy_weight`.
     """
     model = tiny_model(0)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -88,22 +172,19 @@ def plain_training(
         wrapped = get_peft_model(model, lora)
         parameters = {name: p for name, p in wrapped.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), lr=RATE, weight_decay=0.0)
-    losses = []
+    losses, pull, start = [], np.zeros(2), None
     for data in batches:
-        total = 0.0
+        total, entropies = 0.0, []
         for row in range(SAMPLES):
-            loss = 0.0
-            pair = naive_logprobs(model, vars(data), row, guidance)
-            for kind, logprobs in zip(("semantic", "image"), pair, strict=True):
-                reference = torch.tensor(getattr(data, f"{kind}_ref_logprobs")[row])
-                sampled = torch.tensor(getattr(data, f"{kind}_logprobs")[row])
-                kl = (reference - logprobs).exp() - (reference - logprobs) - 1
-                ratio = (logprobs - (logprobs.detach() if on_policy else sampled)).exp()
-                advantage = float(getattr(data, f"{kind}_advantage")[row])
-                gain = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
-                loss = loss + float(getattr(data, f"{kind}_token_weight")[row]) * (BETA * kl - gain).sum()
+            loss, found = naive_loss(model, data, row, on_policy, guidance, credit, tuple(pull.tolist()))
             loss.backward()
             total += loss.item()
+            entropies.append(found)
+        mean = np.array([float(torch.cat(tokens).mean()) for tokens in zip(*entropies, strict=True)])
+        start = mean if start is None else start
+        if band:
+            outside = mean / start - (mean / start).clip(*band)
+            pull = 0.9 * pull - 0.1 * most * outside
         torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -44,6 +44,25 @@ def test_chunks_give_the_values_and_gradients_of_log_softmax(chunk: int, tempera
     torch.testing.assert_close(gradient, wanted.float(), rtol=1e-4, atol=1e-6)
 
 
+@given(st.sampled_from([1, 40, 1 << 24]), st.sampled_from([0.7, 1.0]), st.integers(0, 2**32 - 1))
+def test_entropies_have_the_gradient_of_autograd(chunk: int, temperature: float, seed: int) -> None:
+    """Together with that of the log-probs, which pass through the same function; one logit has no probability left."""
+    rng = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(10, 11, generator=rng)
+    logits[0, 0] = -1e4
+    logits.requires_grad_()
+    ids = torch.randint(0, 11, (10,), generator=rng)
+    outer, inner = torch.randn(2, 10, generator=rng)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logprobs, "CHUNK", chunk)
+        values, entropies = logprobs._LogSoftmaxAt.apply(logits, ids, temperature, True, True)
+        (gradient,) = torch.autograd.grad((outer * values + inner * entropies).sum(), logits)
+    expected = torch.distributions.Categorical(logits=logits.double() / temperature)
+    torch.testing.assert_close(entropies, expected.entropy().float(), rtol=1e-4, atol=1e-5)
+    (wanted,) = torch.autograd.grad((outer * expected.log_prob(ids) + inner * expected.entropy()).sum(), logits)
+    torch.testing.assert_close(gradient, wanted.float(), rtol=1e-3, atol=1e-5)
+
+
 def test_bfloat16_logits_are_summed_in_float32() -> None:
     logits = torch.full((1, 1, 1000), 2.0, dtype=torch.bfloat16)
     assert token_logprobs(logits, torch.tensor([[3]])).item() == pytest.approx(-np.log(1000), abs=1e-5)
@@ -73,6 +92,21 @@ def test_guided_logprobs_are_those_of_the_mixed_logits(budget: int) -> None:
         np.testing.assert_allclose(image[row], drawn.numpy(), atol=1e-4)
         np.testing.assert_allclose(semantic[row], plain[0][row], atol=1e-6)
     assert np.abs(image - plain[1]).max() > 0.1
+
+
+@pytest.mark.parametrize("budget", [1, 10_000])
+def test_contrast_is_what_the_prompt_adds_to_each_token(budget: int) -> None:
+    """A guidance of 0 leaves the unconditional row alone, and 1 the conditional one."""
+    model, data = tiny_model(0), random_batch(0)
+    found = torch.empty(data.image_ids.size)
+    for batch in micro_batches(Sequences.of(data), budget, PAD_ID):
+        values = sequence_logprobs(model, batch, guidance=5.0, contrast=True)
+        assert not values.contrast.requires_grad
+        found[batch.token[len(batch.semantic_ids) :] - sum(map(len, data.semantic_ids))] = values.contrast
+    for row, contrast in enumerate(found.view(data.image_ids.shape)):
+        with torch.no_grad():
+            bare, prompted = (naive_logprobs(model, vars(data), row, guidance)[1] for guidance in (0.0, 1.0))
+        torch.testing.assert_close(contrast, bare - prompted, rtol=1e-4, atol=1e-4)
 
 
 def test_gradients_do_not_depend_on_padding_or_batching() -> None:

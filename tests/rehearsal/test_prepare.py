@@ -56,7 +56,9 @@ def test_with_gpus_and_at_full_size_nothing_is_changed_but_paths_and_the_journal
 ) -> None:
     no_cluster["GPU"] = 8.0
     given = load(tmp_path, "journal.name=kept", "eval.every=5", "eval.prompts=x", "eval.verifier=shapes")
+    given.train.on_warning = "stop"
     with prepare.rehearsal(given, 1.0) as (config, run):
+        assert config.train.on_warning == "warn"  # random weights show every sign
         assert Shapes.of(load_config(config.policy.path)).language == 6_910_365_696
         assert config.rollout == given.rollout
         assert config.learner == given.learner

@@ -38,8 +38,8 @@ def test_bad_images_fail_alone():
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_score_that_is_not_finite_stops_the_step(bad):
-    rows = [{"prompt": "first"}, {"prompt": "second"}]
-    with pytest.raises(NonFiniteScore, match="hps.*sample 1.*second"):
+    rows = [{"prompt_id": "4", "prompt": "first"}, {"prompt_id": "5", "prompt": "second"}]
+    with pytest.raises(NonFiniteScore, match=r"^hps: score of sample 1 is not finite \(prompt 5, 'second'\)$"):
         score_in_batches("hps", np.zeros((2, 4, 4, 3), np.uint8), rows, lambda row: True, lambda i, r: [0.0, bad], 8)
 
 

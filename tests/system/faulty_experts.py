@@ -14,7 +14,8 @@ from rewards.hps import HpsExpert
 
 
 class FaultyHps(HpsExpert):
-    """accidents: of its first calls, one after another: `raise`, `kill`, `corrupt`, `nan`, `hang`, or `none`.
+    """accidents: of its first calls, one after another: `raise`, `kill`, `corrupt`, `nan`, `hang`, `place` (scores that
+    know the place in the batch and not the image), or `none`.
 
     Calls are counted by the bytes of the file `calls`, so that a process that starts again goes on with the next one.
     """
@@ -36,6 +37,8 @@ class FaultyHps(HpsExpert):
         found = super().score(images, rows)
         if accident == "nan":
             found.scores[0] = np.nan
+        if accident == "place":
+            found.scores[:] = np.linspace(0, 1, len(rows))
         return found
 
     def _next(self) -> str:

@@ -80,6 +80,7 @@ def write_run(
         metrics |= {"segment_kl/image": 0.2, "entropy/semantic": 1.0, "entropy/image": 2.0, "reward/mean": step / steps}
         metrics |= {"reward/hps": 0.5, "reward/<b>orm</b>": 0.4, "reward/std": 0.1, "reward/zero_std_groups": 0.3}
         metrics |= {f"time/{phase}_s": 0.5 for phase in ("rollout", "score", "learn", "publish")}
+        metrics |= {"hacking/index": 0.1, "hacking/trained": 0.3, "hacking/watched": 0.2, "expert/hps/weight": 0.0}
         metrics |= {"time/step_s": 2.0, "rollout/images_per_s": 90.0, "staleness": 0.0}
         lines.append(metrics)
     lines[-1] |= {"heldout/accuracy": 0.5, "heldout/accuracy_stderr": 0.02, "heldout/accuracy_greedy": 0.75}

@@ -67,6 +67,11 @@ def actor_process(name: str) -> psutil.Process:
     return psutil.Process(alive[-1])
 
 
+def heed_ctrl_c() -> None:
+    """For a process before its command: a shell makes what it starts in the background ignore the signal."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def interrupt(
     folder: Path, after_step: int | None, disturb: Callable[[psutil.Popen], Any], *arguments: str
 ) -> tuple[int, str, float]:
@@ -77,9 +82,6 @@ def interrupt(
     """
     command = [sys.executable, "-m", "t2ir1_ray.train", *arguments]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-
-    def heed_ctrl_c() -> None:  # a shell makes what it starts in the background ignore it
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     with psutil.Popen(command, start_new_session=True, preexec_fn=heed_ctrl_c, **quiet) as driver:
         if after_step is None:

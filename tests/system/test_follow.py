@@ -4,6 +4,7 @@ import http.client
 import json
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from tests.core.test_follower import append, resume, tell
 from tests.system.browser import chromium, need_chromium
 from tests.system.following import followed
 from tests.system.report_runs import HOSTILE, write_run
+from tests.system.runs import heed_ctrl_c
 
 
 @pytest.fixture(scope="module")
@@ -131,11 +133,15 @@ def test_bad_arguments_get_one_line(address: str, run: Path, tmp_path: Path) -> 
 
 def test_ctrl_c_ends_it_at_once_though_a_page_is_open(run: Path) -> None:
     command = [sys.executable, "-m", "t2ir1_ray.report", str(run), "--follow"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, preexec_fn=heed_ctrl_c, **pipes) as server:
         address = re.search(r"http://\S+/", server.stdout.readline())[0]
         next(messages(ask(address, "/events")))
-        server.send_signal(2)
-        _, errors = server.communicate(timeout=10)
+        server.send_signal(signal.SIGINT)
+        try:
+            _, errors = server.communicate(timeout=20)
+        finally:
+            server.kill()
     assert (server.returncode, errors) == (130, "interrupted\n")
 
 

@@ -44,6 +44,12 @@ def test_every_curve_that_a_reader_asks_for(run: Path) -> None:
     shown = {chart.title: dict(chart.curves) for chart in charts(read_run(run).series)}
     assert shown["Reward"] == {"reward/mean": "mean", "reward/hps": "hps", "reward/<b>orm</b>": "<b>orm</b>"}
     assert shown["Held-out accuracy"] == {"heldout/accuracy": "T = 1", "heldout/accuracy_greedy": "greedy"}
+    assert shown["Hacking index"] == {
+        "hacking/index": "index",
+        "hacking/trained": "reward",
+        "hacking/watched": "watching",
+    }
+    assert shown["Weight in the reward"] == {"expert/hps/weight": "hps"}
     assert list(shown["Time per phase"].values()) == ["rollout", "score", "learn", "publish"]
     assert {"KL", "Entropy", "Throughput", "Staleness"} <= set(shown)
     assert "Plan length" not in shown, "no values, no chart"

@@ -62,17 +62,29 @@ def test_sampling_and_learning_see_the_same_policy(first: tuple[Path, list[dict[
         for segment in ("semantic", "image"):
             assert line[f"mismatch/{segment}_max"] < 1e-4, line["step"]
             assert line[f"mismatch/{segment}_kl"] < 1e-6
+        assert line["publish/changed"] == 1
     assert first[1][1]["kl"] == pytest.approx(0.0, abs=1e-6)
     assert first[1][3]["kl"] > 1e-6
 
 
+def test_a_healthy_run_says_nothing_and_its_experts_follow_the_images(first: tuple[Path, list[dict[str, Any]]]) -> None:
+    folder, metrics = first
+    follows = {key: value for key, value in metrics[1].items() if key.endswith("/follows")}
+    assert follows == pytest.approx({f"expert/{name}/follows": 1.0 for name in ("hps", "git", "grounding_dino", "orm")})
+    assert not [key for line in metrics[2:] for key in line if key.endswith("/follows")]
+    assert '"warning"' not in (folder / "activity.jsonl").read_text()
+
+
 def test_variants_learn_from_what_was_sampled(local_ray: None, tmp_path: Path) -> None:
-    """The decoder's and the learner's log-probs of the guided distribution agree; plans with several images too."""
+    """The decoder's and the learner's log-probs of the guided distribution agree; plans with several images too, and
+    with credit by token."""
     guided = ["rollout.guidance=1.5", "learner.image_logprobs=guided"]
     nested = ["rollout.images_per_plan=2", "learner.advantages=nested"]
-    found = run(tmp_path / "run", *guided, *nested, "train.steps=2", "eval.every=0")
+    credit = ["learner.token_credit=guidance", "learner.entropy_band=[0.8,1.2]"]
+    found = run(tmp_path / "run", *guided, *nested, *credit, "train.steps=2", "eval.every=0")
     for line in found:
         assert line["grad_norm"] > 0
+        assert 0.5 < line["entropy_ratio/image"] < 2
         for segment in ("semantic", "image"):
             assert line[f"mismatch/{segment}_max"] < 1e-4, line["step"]
             assert line[f"mismatch/{segment}_ratio_max"] == pytest.approx(1.0, abs=1e-4)
