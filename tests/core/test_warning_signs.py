@@ -60,7 +60,7 @@ def test_a_healthy_run_is_left_alone() -> None:
     assert run({"expert/git/follows": 0.99}) == []
     assert run({"mismatch/image_abs_mean": lambda step: 1e-8 if step == 1 else 5e-6}) == []  # float32, all of it
     parting = {"hacking/trained": 0.5, "hacking/watched": 0.1, "hacking/stderr": 0.05}
-    assert run({"hacking/index": 0.29, **parting}) == []
+    assert run({"hacking/index": 0.19, **parting}) == []
     assert run({"hacking/index": 0.4, **parting, "hacking/stderr": 0.14}) == []  # noise of few prompts a step
     assert run({"hacking/index": 0.4, **parting, "hacking/trained": 1.0, "hacking/watched": 0.6}) == []  # both rise
     assert run({"hacking/index": 0.4, **parting, "hacking/trained": -0.1, "hacking/watched": -0.5}) == []  # both fall
@@ -130,16 +130,16 @@ def test_images_of_a_blind_expert_are_counted_in_a_row() -> None:
 
 
 def test_the_step_in_which_reward_and_monitors_part_is_named() -> None:
-    """Together up to step 30, clearly apart from step 40 on."""
+    """Together up to step 30; the index passes half of what parts them behind step 32, and all of it behind step 35."""
 
     def index(step: int) -> float:
         return 0.0 if step <= 30 else (step - 30) / 25
 
     gains = {"hacking/index": index, "hacking/stderr": 0.05, "hacking/watched": 0.02}
     gains |= {"hacking/trained": lambda step: 0.02 + index(step)}
-    assert run(gains, steps=37) == []
-    (sentence,) = run(gains, steps=38)
-    assert "gained 0.34 of its first spread and what only watches 0.02: they part since step 34" in sentence
+    assert run(gains, steps=35) == []
+    (sentence,) = run(gains, steps=36)
+    assert "gained 0.26 of its first spread and what only watches 0.02: they part since step 33" in sentence
 
 
 BFLOAT16 = ["policy.dtype=bfloat16", "learner.dtype=bfloat16"]

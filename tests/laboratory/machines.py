@@ -27,7 +27,13 @@ hostname {name}
 mount --bind {folder}/ray /tmp/ray
 mount --bind {folder}/hosts /etc/hosts
 mount -t tmpfs -o size={shared_mb}m tmpfs /dev/shm
-for path in {private}; do mkdir -p {folder}/private$path; mount --bind {folder}/private$path $path; done
+for path in {private}; do
+    mkdir -p {folder}/private$path
+    case {python} in  # which may lie there
+        $path/*) mkdir -p {folder}/private{python}; mount --bind {python} {folder}/private{python} ;;
+    esac
+    mount --rbind {folder}/private$path $path
+done
 ip link set lo up
 trap '' CHLD  # whoever ends here leaves no zombie
 touch {folder}/booted
@@ -54,8 +60,9 @@ class Machine:
         (self.folder / "booted").unlink(missing_ok=True)
         shutil.rmtree(self.folder / "ray")
         (self.folder / "ray").mkdir()
+        own = " ".join(map(str, private))
         script = BOOT.format(
-            name=self.name, folder=self.folder, shared_mb=shared_mb, private=" ".join(map(str, private))
+            name=self.name, folder=self.folder, shared_mb=shared_mb, private=own, python=sys.base_prefix
         )
         spaces = ["--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc"]
         command = ["unshare", *spaces, "bash", "-c", script]
