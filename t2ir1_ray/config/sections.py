@@ -101,7 +101,7 @@ class LearnerConfig:
     )
     token_credit: str = "none"  # none (official), entropy, guidance, similarity, critical: see learner/token_credit.py
     entropy_band: tuple[float, float] | None = None  # [low, high]: holds entropies there, in units of the first step's
-    entropy_weight: float = 0.1  # largest weight of the entropy term: where an entropy is off the band by the first
+    entropy_weight: float = 1.0  # largest weight of the entropy term: where an entropy is off the band by the first
     loss_average: str = "group"  # group (official), token or sequence
     semantic_weight: float = 1.0  # multiplies the loss of plan tokens
     image_weight: float = 1.0  # multiplies the loss of image tokens
