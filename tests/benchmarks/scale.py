@@ -22,7 +22,6 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -103,8 +102,13 @@ def suited(case: Case) -> Case:
 
 def in_child(case: Case) -> dict[str, Any]:
     """`measure` in a process of its own: Ray and memory begin anew."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_speak_apart) as pool:
         return pool.submit(measure, case).result()
+
+
+def _speak_apart() -> None:
+    """What Ray and the run print goes to stderr: stdout is for the figures."""
+    sys.stdout = sys.stderr
 
 
 def measure(case: Case) -> dict[str, Any]:
@@ -124,8 +128,7 @@ def measure(case: Case) -> dict[str, Any]:
     )
     with tempfile.TemporaryDirectory(prefix="scale-") as root, Observer() as observer:
         run = Path(root) / "run"
-        with redirect_stdout(sys.stderr):
-            train(config, run)
+        train(config, run)
         events = [json.loads(line) for line in (run / "activity.jsonl").read_text().splitlines()]
         metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     ray.shutdown()

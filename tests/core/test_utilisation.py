@@ -34,13 +34,25 @@ def ids(*lengths: int) -> list[np.ndarray]:
 
 def batch() -> LearnerBatch:
     """Two samples of one prompt and one of another: prompts of 7 and 5 tokens, plans of 4, 2, 3, images of 9 + 6."""
-    values = np.zeros((3, 6), np.float32)
-    one = np.zeros(3, np.float32)
+    values, one = np.zeros((3, 6), np.float32), np.zeros(3, np.float32)
     plans = [plan.astype(np.float32) for plan in ids(4, 2, 3)]
     return LearnerBatch(
-        ["a", "a", "b"], ids(7, 7, 5), ids(4, 2, 3), plans, plans, ids(9, 9, 9), np.zeros((3, 6), np.int32), values,
-        values, one, one, one, one,
-    )  # fmt: skip
+        prompt_id=["a", "a", "b"],
+        sample=np.array([0, 1, 0], np.int32),
+        semantic_prompt_ids=ids(7, 7, 5),
+        semantic_ids=ids(4, 2, 3),
+        semantic_logprobs=plans,
+        semantic_ref_logprobs=plans,
+        image_prompt_ids=ids(9, 9, 9),
+        image_ids=np.zeros((3, 6), np.int32),
+        image_logprobs=values,
+        image_ref_logprobs=values,
+        semantic_advantage=one,
+        image_advantage=one,
+        semantic_token_weight=one,
+        image_token_weight=one,
+        image_distance=[one[:0]] * 3,
+    )
 
 
 @pytest.mark.parametrize(
