@@ -20,6 +20,7 @@ ELSEWHERE = {
     "make": "CI itself runs `make test`, which sets up as `make train` does",
     "pip": "needs GPUs",
     "hf": "downloads",
+    "for": "downloads",
     "git": "downloads",
     "export": "in `test_a_job_on_a_cluster`",
     "ray": "in `test_a_job_on_a_cluster`",
