@@ -2,8 +2,7 @@
 
 Every case prints a line with what it found and how long it took; the journals of all runs are compared with that of
 one on this machine alone. The exit code is 1 if a case fails. As root, with iproute2; the launcher's
-case needs openssh-server and rsync. Clocks that differ are not among the cases: nothing here can give a process of
-Ray another one.
+case needs openssh-server and rsync.
 """
 
 import argparse
@@ -27,6 +26,11 @@ COUNT = """
 import ray
 ray.init(address="auto", log_to_driver=False)
 print("nodes", sum(node["Alive"] for node in ray.nodes()))
+"""
+AHEAD = """
+import time
+now, now_ns = time.time, time.time_ns
+time.time, time.time_ns = lambda: now() + 90, lambda: now_ns() + 90 * 10**9
 """
 PORT, JOBS = 6379, 8265
 
@@ -170,6 +174,17 @@ def no_shared_disk(cluster: Cluster) -> str:
     return error
 
 
+def clocks(cluster: Cluster) -> str:
+    """To Python on the second worker it is 90 s later; Ray's own processes read the machine's clock."""
+    cluster.anew(only_one=True)
+    ahead = cluster.laboratory.folder / "ahead"
+    ahead.mkdir()
+    (ahead / "sitecustomize.py").write_text(AHEAD)
+    cluster.up(cluster.two, env={"PYTHONPATH": str(ahead)})
+    cluster.train("clocks").succeed()
+    return f"{same(cluster, 'clocks')}; {asked(cluster, 'its clock differs by')}"
+
+
 def doctor(cluster: Cluster) -> str:
     """As a job: what it says of each node, and of the way between them."""
     cluster.anew(only_one=True)
@@ -207,7 +222,7 @@ def launcher(cluster: Cluster) -> str:
 
 CASES: dict[str, Callable[[Cluster], str]] = {
     case.__name__.replace("_", "-"): case
-    for case in (late_node, node_back, node_gone, head_gone, two_ranks, no_shared_disk, doctor, launcher)
+    for case in (late_node, node_back, node_gone, head_gone, two_ranks, no_shared_disk, clocks, doctor, launcher)
 }
 
 
