@@ -3,6 +3,7 @@
 import hashlib
 import json
 import signal
+import stat
 import threading
 from contextlib import suppress
 from dataclasses import replace
@@ -72,6 +73,9 @@ def _prompt_files(config: Config) -> dict[str, str]:
 def _inputs(config: Config) -> dict[str, str]:
     """key of the configuration -> digest of the file or folder that it names"""
     try:
+        for key, file in _prompt_files(config).items():
+            if not stat.S_ISREG(Path(file).stat().st_mode):  # a device never ends
+                raise UserError(f"{key}: {file} is no file: give one with prompts")
         found = {key: hashlib.sha256(Path(f).read_bytes()).hexdigest() for key, f in _prompt_files(config).items()}
     except OSError as error:
         raise UserError(f"data.prompts, eval.prompts: {error.filename}: {error.strerror}") from None

@@ -69,6 +69,13 @@ def test_other_prompts_are_refused(tmp_path: Path) -> None:
     check_unchanged(tmp_path, stored, stored, force=True)
 
 
+def test_prompts_that_are_no_file_are_refused(tmp_path: Path) -> None:
+    stored = prepared(tmp_path)
+    device = dataclasses.replace(stored, data=dataclasses.replace(stored.data, prompts="/dev/zero"))
+    with pytest.raises(UserError, match="data.prompts: /dev/zero is no file"):
+        check_unchanged(tmp_path, stored, device, force=False)
+
+
 ONE_JOB = """
 import sys
 from pathlib import Path
