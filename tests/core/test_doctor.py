@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 from t2ir1_ray import config as configuration
 from t2ir1_ray import doctor
 from t2ir1_ray.config import Config
-from t2ir1_ray.doctor import preflight
 from t2ir1_ray.errors import UserError
 from t2ir1_ray.fitting import capacity, nodes, saving
 from t2ir1_ray.fitting.capacity import Check, Node
@@ -142,7 +141,7 @@ def test_a_cluster_that_does_not_answer_is_named_at_once(tmp_path: Path) -> None
         assert check.level == "FAIL"
         assert check.text.startswith(f"cluster {address} does not answer (Connection refused)")
         with pytest.raises(UserError, match="does not answer"):
-            preflight(away)
+            doctor.preflight(away)
     assert time.monotonic() - begin < 10
 
 
@@ -258,7 +257,7 @@ def test_a_journal_needs_a_folder(tmp_path: Path) -> None:
         assert check.level == "FAIL"
         assert words in check.text
         with pytest.raises(UserError, match=words):
-            preflight(config)
+            doctor.preflight(config)
 
 
 def test_a_save_is_timed_where_it_will_be_written(tmp_path: Path) -> None:
@@ -278,7 +277,7 @@ def test_a_save_is_timed_where_it_will_be_written(tmp_path: Path) -> None:
 def test_preflight_is_quick_and_prints_the_memory_table_where_all_is_well(tmp_path: Path) -> None:
     config = load(f"journal.root={tmp_path / 'not' / 'yet'}", "cluster.object_store_gb=1")
     begin = time.process_time()
-    (lines,) = preflight(config)
+    (lines,) = doctor.preflight(config)
     assert lines.splitlines()[0].split()[:2] == ["role", "actors"]
     assert time.process_time() - begin < 2
     assert not (tmp_path / "not").exists()
@@ -292,24 +291,24 @@ def test_preflight_refuses_what_would_fail(tmp_path: Path, monkeypatch: pytest.M
         "experts.hps.path=/dev/zero": "experts.hps.path: /dev/zero is neither file nor folder",
     }.items():
         with pytest.raises(UserError, match=words) as error:
-            preflight(load(root, override))
+            doctor.preflight(load(root, override))
         assert "\n" not in str(error.value)
     with socket.create_server(("127.0.0.1", 0)) as head:
         there = f"cluster.address=127.0.0.1:{head.getsockname()[1]}"
-        assert preflight(load(root, "experts.hps.path=/nowhere/hps.pt", there))  # on the nodes
+        assert doctor.preflight(load(root, "experts.hps.path=/nowhere/hps.pt", there))  # on the nodes
     own = load(root, "experts.hps.kind=my.package.Judge", "experts.hps.path=whatever")
-    assert not [line for line in preflight(own) if "whatever" in line]
+    assert not [line for line in doctor.preflight(own) if "whatever" in line]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
     with pytest.raises(UserError, match="journal.root: .*one checkpoint takes"):
-        preflight(load(root))
+        doctor.preflight(load(root))
 
 
 def test_a_learning_rate_that_lora_makes_nothing_of_is_told(tmp_path: Path) -> None:
-    root, lora = f"journal.root={tmp_path}", "learner.lora_rank=64"
-    (told,) = [line for line in preflight(load(root, lora, "learner.learning_rate=1e-6")) if line.startswith("warning")]
+    root, lora, low = f"journal.root={tmp_path}", "learner.lora_rank=64", "learner.learning_rate=1e-6"
+    (told,) = [line for line in doctor.preflight(load(root, lora, low)) if line.startswith("warning")]
     assert told.startswith("warning: learner.learning_rate=1e-06 with learner.lora_rank=64: ")
-    for fitting in ([lora, "learner.learning_rate=1e-5"], ["learner.learning_rate=1e-6"]):
-        assert not [line for line in preflight(load(root, *fitting)) if line.startswith("warning")]
+    for fitting in ([lora, "learner.learning_rate=1e-5"], [low]):
+        assert not [line for line in doctor.preflight(load(root, *fitting)) if line.startswith("warning")]
 
 
 def test_preflight_compares_memory_with_this_machines_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,9 +322,9 @@ def test_preflight_compares_memory_with_this_machines_gpus(tmp_path: Path, monke
     gpus(monkeypatch, tmp_path / "bin", 81920)
     assert local_gpus() == ((81920 * 2**20 / 1e9, 81320 * 2**20 / 1e9),)
     with pytest.raises(UserError, match="memory: a GPU with learner needs 1"):
-        preflight(small())
+        doctor.preflight(small())
     gpus(monkeypatch, tmp_path / "bin", 300_000)
-    assert not [line for line in preflight(small()) if line.startswith("memory")]
+    assert not [line for line in doctor.preflight(small()) if line.startswith("memory")]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert local_gpus() == ()
 
