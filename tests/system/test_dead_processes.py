@@ -4,7 +4,6 @@ import shutil
 import threading
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,39 +25,12 @@ from t2ir1_ray.trainer import train
 from tests.system.runs import (
     actor_process,
     assert_same_metrics,
-    command_line,
-    has_done,
-    interrupt,
     metrics,
     small_config,
-    started,
     title,
-    wait_until,
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
-
-
-def test_every_kind_of_process_is_killed(whole: Path, tmp_path: Path) -> None:
-    """One after another, each in mid-step: all but the learner start again and their work is done again. The learner's
-    death ends the run, which goes on as if nothing had happened."""
-    folder = tmp_path / "one"
-
-    def kill(command: psutil.Popen) -> None:
-        for step, actor in ((0, "RolloutActor"), (1, "ExpertActor"), (2, "ReferenceActor"), (4, "LearnerActor")):
-            wait_until(partial(has_done, folder, step), command)
-            started(command, actor).kill()
-
-    code, errors, seconds = interrupt(folder, 0, kill, *command_line(folder))
-    assert (code, errors.count("\n")) == (1, 1), errors
-    assert errors.startswith("error: learner 0: died during")
-    assert errors.endswith(f": go on with --resume {folder}\n")
-    assert seconds < 30
-    found = metrics(folder)
-    assert found[4]["actors/restarts"] == 3
-    assert_same_metrics(metrics(whole)[: len(found)], found, tolerance=0)
-    train(config.load(str(folder / "config.yaml")), folder, resume=True)
-    assert_same_metrics(metrics(whole), metrics(folder), tolerance=0)
 
 
 def test_two_ranks_go_on_from_a_damaged_checkpoint_and_one_of_them_is_killed(
@@ -70,7 +42,8 @@ def test_two_ranks_go_on_from_a_damaged_checkpoint_and_one_of_them_is_killed(
     """
     folder = tmp_path / "two"
     shutil.copytree(whole, folder)
-    shutil.rmtree(folder / "checkpoints" / "step_000006")
+    for step in (6, 8):
+        shutil.rmtree(folder / "checkpoints" / f"step_{step:06d}")
     weights = folder / "checkpoints" / "step_000004" / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
@@ -78,7 +51,7 @@ def test_two_ranks_go_on_from_a_damaged_checkpoint_and_one_of_them_is_killed(
     processes, killed = [], []
 
     def kill() -> None:
-        while len(metrics(folder)) != 5:  # of the copy it has 7 at first
+        while len(metrics(folder)) != 5:  # of the copy it has more at first
             time.sleep(0.02)
         processes.extend(actor_process(name) for name in ("learner-0", "learner-1", "rollout-0", "expert-hps-0"))
         while "LearnerActor.step" not in title(processes[1]):
