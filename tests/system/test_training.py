@@ -89,19 +89,12 @@ def test_the_last_checkpoint_is_the_trained_policy_in_plain_transformers(
     assert AutoTokenizer.from_pretrained(folder)("a red circle")["input_ids"]
 
 
-def test_what_must_not_matter_changes_nothing(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_must_not_matter_changes_nothing(whole: Path, tmp_path: Path) -> None:
     """The same seed gives the same metrics, async without staleness as sync, with a second rollout actor, and while
-    somebody else's objects fill the object store one and a half times: Ray moves them to the disk.
-
-    So it does where NCCL was asked for and does not work, as on CPUs. One line says so, and the run is that of the
-    object store: its actors take the names of those of the first try.
-    """
+    somebody else's objects fill the object store one and a half times: Ray moves them to the disk."""
     size = int(ray.cluster_resources()["object_store_memory"])
     ballast = [ray.put(np.full(size // 20, i, np.uint8)) for i in range(30)]
-    without_effect = ["train.mode=async", "train.max_staleness=0", "rollout.actors=2", "rollout.weight_transfer=nccl"]
+    without_effect = ["train.mode=async", "train.max_staleness=0", "rollout.actors=2"]
     again = run(tmp_path / "again", f"train.steps={WHOLE_STEPS}", *without_effect)
-    said = " ".join(capsys.readouterr().out.split())
-    assert said.count("warning: rollout.weight_transfer=nccl: ") == 1
-    assert "starting again, with the object store instead" in said
     assert_same_metrics(metrics(whole), again, tolerance=0)
     assert [int(ray.get(each)[0]) for each in ballast] == list(range(30))
