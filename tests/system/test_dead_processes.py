@@ -14,6 +14,7 @@ import ray
 
 from actors import calls
 from actors.cluster import Cluster, Published
+from actors.reference import ReferenceActor
 from actors.rollout import RolloutActor
 from actors.sampling import Sampling
 from t2ir1_ray import config
@@ -113,6 +114,11 @@ def lose_a_number(actor: RolloutActor) -> None:
     actor.sampler.sample = sample
 
 
+def know_nothing(actor: ReferenceActor) -> None:
+    """From now on all log-probs are NaN."""
+    actor.temperature = float("nan")
+
+
 def test_every_wait_names_who_does_not_answer(local_ray: None, tmp_path: Path) -> None:
     """One process after another is stopped; in the end all of them are, and the cluster ends nevertheless."""
     settings = small_config(tmp_path / "small.yaml")
@@ -141,6 +147,10 @@ def test_every_wait_names_who_does_not_answer(local_ray: None, tmp_path: Path) -
         cluster.held = Published(7, None, [])  # as after a restart, when NCCL has brought the weights
         with pytest.raises(RunError, match="^rollout 0: holds version 0 instead of 7"):
             list(cluster.sample(prompts, sampling, 2))
+        ray.get(cluster.reference.actors[0].__ray_call__.remote(know_nothing))
+        words = f"^reference 0: sample 0 of prompt {rows[0]['prompt_id']}: a log-prob of its plan is not finite$"
+        with pytest.raises(RunError, match=words):
+            cluster.finish(cluster.score(rows[0], pending[0].rollouts))
         settings.cluster.call_timeout_s = settings.cluster.load_timeout_s = 1.0
         prompt = f"prompt {rows[0]['prompt_id']}"
         no_answer = "no answer to {} within 1 s \\(waited since ..:..:..\\)$"
