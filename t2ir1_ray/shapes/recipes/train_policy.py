@@ -1,7 +1,9 @@
 """Recipe of the shapes base policy: a tiny Janus taught to plan and to draw, imperfectly, so that RL has work to do.
 
-Plans are wrong with probability PLAN_MISTAKES and images differ from their plan with probability IMAGE_MISTAKES. One
+Where a habit applies (see `habits`), the lesson has it with probability `habits.SHARE` and is right otherwise. Elsewhere
+plans are wrong with probability PLAN_MISTAKES, and images differ from their plan with probability IMAGE_MISTAKES. One
 image prompt in ten is the unconditional row of guidance, and one in ten has no plan (a baseline without semantic-CoT).
+Questions about images (see `looking`) are mixed in, so that what this training does to understanding can be measured.
 """
 
 from __future__ import annotations
@@ -29,15 +31,19 @@ from t2ir1_ray.config import PolicyConfig
 from t2ir1_ray.janus.policy import PromptFormat
 from t2ir1_ray.shapes.prompts import TASK_TYPES, sample_requirement, sample_scene, sentence
 from t2ir1_ray.shapes.recipes.corrupt import corrupt
+from t2ir1_ray.shapes.recipes.habits import SHARE, drawing_habit, plan_habit
+from t2ir1_ray.shapes.recipes.looking import attribute_head, looking_loss, looks
 from t2ir1_ray.shapes.recipes.tokenizer import VOCABULARY_SIZE, policy_processor, policy_tokenizer
 from t2ir1_ray.shapes.recipes.train_vq import encode, vq_config
-from t2ir1_ray.shapes.world import IMAGE_SIDE, render, write_plan
+from t2ir1_ray.shapes.world import IMAGE_SIDE, Scene, render, write_plan
 
 HIDDEN, LAYERS, HEADS = 128, 4, 4
 STEPS = 3_600
 BATCH = 24
 PEAK_RATE = 2e-3
-PLAN_MISTAKES, IMAGE_MISTAKES = 0.3, 0.2
+QUESTIONS = 16
+"""Lessons of looking beside every BATCH of planning and drawing."""
+PLAN_MISTAKES, IMAGE_MISTAKES = 0.15, 0.1
 UNCONDITIONAL, WITHOUT_PLAN = 0.1, 0.1
 
 
@@ -59,11 +65,13 @@ def train_policy(
     tokenizer = policy_tokenizer()
     form = PromptFormat(tokenizer, PolicyConfig(path=""))
     model = build_model(tokenizer, vq)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    head = attribute_head(model)
+    trained = [parameter for module in (model, head) for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.95), weight_decay=0.01)
     for step in range(steps):
         batch = lessons(form, vq, rng, BATCH)
-        loss = plan_loss(model, batch) + image_loss(model, batch)
+        asked = looks(tokenizer, rng, QUESTIONS, model.config.vision_config.num_image_tokens)
+        loss = plan_loss(model, batch) + image_loss(model, batch) + looking_loss(model, head, asked)
         for group in optimizer.param_groups:
             rise, fall = min(1.0, (step + 1) / 40), min(1.0, max(0.03, (steps - step) / (0.5 * steps)))
             group["lr"] = PEAK_RATE * rise * fall
@@ -92,9 +100,9 @@ def build_model(tokenizer: PreTrainedTokenizerFast, vq: JanusVQVAE) -> JanusForC
         tie_word_embeddings=False,
     )
     vision = JanusVisionConfig(
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
         image_size=24,
         patch_size=4,
         mlp_ratio=2.0,
@@ -111,13 +119,12 @@ def build_model(tokenizer: PreTrainedTokenizerFast, vq: JanusVQVAE) -> JanusForC
     )
     model = JanusForConditionalGeneration(config)
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and "vision_model" not in name and name != "lm_head":
+        if isinstance(module, nn.Linear) and name != "lm_head":
             scale = (2 * LAYERS) ** -0.5 if name.endswith(("o_proj", "down_proj")) else 1.0
             nn.init.normal_(module.weight, std=scale * module.in_features**-0.5)
     nn.init.normal_(model.get_input_embeddings().weight, std=HIDDEN**-0.5)
     model.model.vqmodel.load_state_dict(vq.state_dict())
     model.model.vqmodel.requires_grad_(False)
-    model.model.vision_model.requires_grad_(False)
     model.model.generation_embeddings.weight.data.copy_(vq.quantize.embedding.weight)
     return model
 
@@ -128,8 +135,8 @@ def lessons(form: PromptFormat, vq: JanusVQVAE, rng: random.Random, count: int) 
     for index in range(count):
         requirement = sample_requirement(rng, TASK_TYPES[index % len(TASK_TYPES)], held_out=False)
         right = sample_scene(requirement, rng)
-        planned = corrupt(right, rng) if rng.random() < PLAN_MISTAKES else right
-        images.append(render(corrupt(planned, rng) if rng.random() < IMAGE_MISTAKES else planned))
+        planned = usual(right, plan_habit(requirement, right), PLAN_MISTAKES, rng)
+        images.append(render(usual(planned, drawing_habit(planned), IMAGE_MISTAKES, rng)))
         prompt, plan = sentence(requirement), write_plan(planned)
         image_prompt = form.image_prompt_ids(prompt, None if rng.random() < WITHOUT_PLAN else plan)
         if rng.random() < UNCONDITIONAL:
@@ -138,6 +145,13 @@ def lessons(form: PromptFormat, vq: JanusVQVAE, rng: random.Random, count: int) 
         drafts.append((form.plan_prompt_ids(prompt), [*plan_ids, form.eos_id], image_prompt))
     codes = encode(vq, images)
     return [Example(*draft, codes[index]) for index, draft in enumerate(drafts)]
+
+
+def usual(scene: Scene, habit: tuple[str, Scene] | None, mistakes: float, rng: random.Random) -> Scene:
+    """What the base makes of a scene: its habit or the scene itself; where there is none, a random mistake at times."""
+    if habit is not None:
+        return habit[1] if rng.random() < SHARE else scene
+    return corrupt(scene, rng) if rng.random() < mistakes else scene
 
 
 def plan_loss(model: JanusForConditionalGeneration, batch: Sequence[Example]) -> Tensor:
