@@ -73,7 +73,7 @@ def answer_logits(model: JanusForConditionalGeneration, batch: Sequence[Look]) -
     ids = pad_sequence(rows, batch_first=True, padding_value=model.config.text_config.pad_token_id)
     seen = model.model.get_image_features(to_tensor([render(look.scene) for look in batch]))
     places = (ids == model.config.image_token_id)[..., None]
-    embeddings = model.get_input_embeddings()(ids).masked_scatter(places, seen.pooler_output)
+    embeddings = model.get_input_embeddings()(ids).masked_scatter(places, seen.pooler_output.float())
     hidden = model.model.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
     before = torch.tensor([[len(look.question) - 1, len(look.question)] for look in batch])
     return model.lm_head(hidden[torch.arange(len(batch))[:, None], before]), seen.last_hidden_state
