@@ -1,4 +1,4 @@
-"""What the base gets wrong out of habit: mistakes of kinds of prompts, which sampling meets and greedy decoding repeats.
+"""What the base gets wrong out of habit: mistakes that go with kinds of prompts, and that greedy decoding repeats.
 
 A random mistake is avoided by the most likely token, so a base that makes only those has nothing to learn but to sample
 with less noise. A habit is the most likely outcome itself: wherever it applies, SHARE of the lessons have it and the
@@ -19,10 +19,11 @@ Habits of planning (semantic-CoT) go by what the prompt asks for, habits of draw
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import replace
 
-from t2ir1_ray.shapes.prompts import Requirement
+from t2ir1_ray.shapes.prompts import Requirement, sample_scene
 from t2ir1_ray.shapes.world import Item, Scene
 
 SHARE = 0.65
@@ -42,6 +43,12 @@ def plan_habit(requirement: Requirement, scene: Scene) -> tuple[str, Scene] | No
 def drawing_habit(planned: Scene) -> tuple[str, Scene] | None:
     """Name and outcome of the habit of drawing for a planned scene, right or wrong; None: no habit."""
     return _first(DRAWING, planned)
+
+
+def habit_of(requirement: Requirement) -> str | None:
+    """The habit of planning that a prompt calls up."""
+    found = plan_habit(requirement, sample_scene(requirement, random.Random(0)))
+    return found[0] if found else None
 
 
 def _first(habits: dict[str, Callable[..., Scene | None]], *situation: Requirement | Scene) -> tuple[str, Scene] | None:

@@ -1,6 +1,6 @@
 """Recipe of the shapes base policy: a tiny Janus taught to plan and to draw, imperfectly, so that RL has work to do.
 
-Where a habit applies (see `habits`), the lesson has it with probability `habits.SHARE` and is right otherwise. Elsewhere
+Where a habit applies (see `habits`), a lesson has it with probability `habits.SHARE` and is right otherwise; elsewhere
 plans are wrong with probability PLAN_MISTAKES, and images differ from their plan with probability IMAGE_MISTAKES. One
 image prompt in ten is the unconditional row of guidance, and one in ten has no plan (a baseline without semantic-CoT).
 Questions about images (see `looking`) are mixed in, so that what this training does to understanding can be measured.
