@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from rewards import load_expert
+from t2ir1_ray.shapes.build import auc_by_task
 from t2ir1_ray.shapes.prompts import sample_rows
 from t2ir1_ray.shapes.recipes import train_git, train_grounding_dino, train_hps, train_orm
+from t2ir1_ray.shapes.recipes.corrupt import confuse, random_scene
 from t2ir1_ray.shapes.recipes.expert_training import (
     attribute_labels,
     auc,
@@ -49,6 +51,13 @@ def test_auc_is_the_probability_of_the_right_order():
     assert np.isnan(auc(np.ones(2), np.array([True, True])))
 
 
+def test_auc_by_task_leaves_out_what_has_no_score():
+    scores = np.array([0.9, 0.1, 0.2, 0.8, np.nan])
+    tasks = np.array(["color", "color", "spatial", "spatial", "numeracy"])
+    found = auc_by_task("hps", scores, np.array([True, False, True, False, True]), tasks)
+    assert found == {"AUC/hps": 0.75, "AUC/hps/color": 1.0, "AUC/hps/spatial": 0.0}
+
+
 def test_an_objects_own_phrase_is_true_and_a_near_miss_differs_from_it():
     rng = random.Random(0)
     wrong = 0
@@ -57,6 +66,31 @@ def test_an_objects_own_phrase_is_true_and_a_near_miss_differs_from_it():
         assert matches(phrase_of(scene[0], rng), scene[0])
         wrong += not matches(near_miss(scene, rng), scene[0])
     assert wrong == 200
+
+
+def test_an_object_that_takes_after_another_keeps_all_other_words():
+    rng = random.Random(0)
+    wrong = {"place": 0, "word": 0}
+    for _ in range(300):
+        scene = random_scene(rng, rng.choice((2, 3, 4)))
+        confused = confuse(scene, rng)
+        cells = [item.cell for item in confused]
+        assert sorted(cells) == sorted(item.cell for item in scene)
+        changed = [(a, b) for a, b in zip(scene, confused, strict=True) if a != b]
+        assert len(changed) <= 2
+        if cells != [item.cell for item in scene]:
+            assert [item.name for item in confused] == [item.name for item in scene]
+            wrong["place"] += 1
+        elif changed:
+            ((before, after),) = changed
+            differing = [
+                word for word in ("texture", "color", "shape") if getattr(before, word) != getattr(after, word)
+            ]
+            assert len(differing) == 1
+            assert getattr(after, differing[0]) in {getattr(item, differing[0]) for item in scene}
+            wrong["word"] += 1
+    assert wrong["place"] == pytest.approx(120, abs=30)
+    assert wrong["word"] > 60
 
 
 def test_half_formed_objects_are_not_in_the_truth():
