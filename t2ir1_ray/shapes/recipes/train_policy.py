@@ -38,11 +38,11 @@ from t2ir1_ray.shapes.recipes.train_vq import encode, vq_config
 from t2ir1_ray.shapes.world import IMAGE_SIDE, Scene, render, write_plan
 
 HIDDEN, LAYERS, HEADS = 128, 4, 4
-STEPS = 2_600
+STEPS = 3_000
 BATCH = 16
 PEAK_RATE, PEAK_MUON = 2e-3, 6e-3
-QUESTIONS = 8
-"""Lessons of looking beside every BATCH of planning and drawing."""
+LOOKS = 5
+"""Conversations about an image beside every BATCH of planning and drawing."""
 PLAN_MISTAKES, IMAGE_MISTAKES = 0.1, 0.07
 UNCONDITIONAL, WITHOUT_PLAN = 0.1, 0.1
 
