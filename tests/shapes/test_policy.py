@@ -26,10 +26,10 @@ from t2ir1_ray.shapes.prompts import (
 )
 from t2ir1_ray.shapes.recipes import train_vq
 from t2ir1_ray.shapes.recipes.base_quality import base_quality, yielding
-from t2ir1_ray.shapes.recipes.habits import DRAWING, PLANNING, habit_of
+from t2ir1_ray.shapes.recipes.habits import DRAWING, PLANNING, SHARE, habit_of
 from t2ir1_ray.shapes.recipes.sample import sample
 from t2ir1_ray.shapes.recipes.tokenizer import policy_tokenizer
-from t2ir1_ray.shapes.recipes.train_policy import lessons, train_policy
+from t2ir1_ray.shapes.recipes.train_policy import HABITS, WORLD, Course, lessons, train_policy
 from t2ir1_ray.shapes.world import COLORS, parse_plan, render, write_plan
 
 TOKENIZER = policy_tokenizer()
@@ -92,13 +92,26 @@ def test_content_classes_tell_every_quarter_of_every_object() -> None:
     assert (classes[0] > 0).sum() == 8
 
 
-def test_lessons_have_the_mistakes_and_the_rows_that_the_recipe_says(untrained_vq: JanusVQVAE) -> None:
-    found = lessons(FORM, untrained_vq, random.Random(0), 800)
+@pytest.mark.parametrize("course", [WORLD, HABITS])
+def test_lessons_have_the_rows_that_the_recipe_says(untrained_vq: JanusVQVAE, course: Course) -> None:
+    found = lessons(FORM, untrained_vq, random.Random(0), 800, course)
     padded = [lesson.image_prompt for lesson in found if FORM.pad_id in lesson.image_prompt]
     assert 0.06 < len(padded) / len(found) < 0.14
     assert all(set(row[1:-1]) == {FORM.pad_id} and row[-1] == FORM.boi_id for row in padded)
     assert all(lesson.plan[-1] == FORM.eos_id and parse_plan(FORM.plan_text(lesson.plan)) for lesson in found)
     assert {tuple(lesson.codes.shape) for lesson in found} == {(36,)}
+
+
+def test_habits_are_taught_in_their_course_alone(untrained_vq: JanusVQVAE) -> None:
+    for course, least, most in ((WORLD, 0, 0.1), (HABITS, SHARE - 0.1, SHARE + 0.1)):
+        few = []
+        for lesson in lessons(FORM, untrained_vq, random.Random(0), 2400, course):
+            prompt = FORM.tokenizer.decode(lesson.plan_prompt, skip_special_tokens=True)
+            requirement = parse_prompt(prompt.removeprefix("User : ").removesuffix(" Assistant :"))
+            if habit_of(requirement) == "too few":
+                few.append(len(parse_plan(FORM.plan_text(lesson.plan))) < len(requirement.nouns))
+        assert len(few) > 50
+        assert least <= np.mean(few) <= most
 
 
 def test_the_recipes_are_deterministic_and_write_a_plain_transformers_folder(
@@ -108,7 +121,8 @@ def test_the_recipes_are_deterministic_and_write_a_plain_transformers_folder(
     for name, tensor in untrained_vq.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
     for run in ("first", "second"):
-        train_policy(untrained_vq, tmp_path / run, seed=1, steps=2)
+        courses = [course._replace(steps=2) for course in (WORLD, HABITS)]
+        train_policy(untrained_vq, tmp_path / run, seed=1, courses=courses)
     first, second = (load_file(tmp_path / run / "model.safetensors") for run in ("first", "second"))
     assert first.keys() == second.keys()
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())

@@ -1,9 +1,9 @@
 """Recipe of the shapes base policy: a tiny Janus taught to plan and to draw, imperfectly, so that RL has work to do.
 
-Where a habit applies (see `habits`), a lesson has it with probability `habits.SHARE` and is right otherwise; elsewhere
-plans are wrong with probability PLAN_MISTAKES, and images differ from their plan with probability IMAGE_MISTAKES. One
-image prompt in ten is the unconditional row of guidance, and one in ten has no plan (a baseline without semantic-CoT).
-Questions about images (see `looking`) are mixed in, so that what this training does to understanding can be measured.
+It learns the world first and its habits (see `habits`) afterwards, with fewer random mistakes: from a policy that knows
+how to do it right, habits take few lessons. In both courses some plans are wrong and some images differ from their plan
+at random, one image prompt in ten is the unconditional row of guidance, and one in ten has no plan (a baseline without
+semantic-CoT).
 """
 
 from __future__ import annotations
@@ -32,19 +32,28 @@ from t2ir1_ray.janus.policy import PromptFormat
 from t2ir1_ray.shapes.prompts import TASK_TYPES, sample_requirement, sample_scene, sentence
 from t2ir1_ray.shapes.recipes.corrupt import corrupt
 from t2ir1_ray.shapes.recipes.habits import SHARE, drawing_habit, plan_habit
-from t2ir1_ray.shapes.recipes.looking import attribute_head, looking_loss, looks
 from t2ir1_ray.shapes.recipes.tokenizer import VOCABULARY_SIZE, policy_processor, policy_tokenizer
 from t2ir1_ray.shapes.recipes.train_vq import encode, vq_config
 from t2ir1_ray.shapes.world import IMAGE_SIDE, Scene, render, write_plan
 
 HIDDEN, LAYERS, HEADS = 128, 4, 4
-STEPS = 3_000
-BATCH = 16
-PEAK_RATE, PEAK_MUON = 2e-3, 6e-3
-LOOKS = 5
-"""Conversations about an image beside every BATCH of planning and drawing."""
-PLAN_MISTAKES, IMAGE_MISTAKES = 0.1, 0.07
+BATCH = 24
 UNCONDITIONAL, WITHOUT_PLAN = 0.1, 0.1
+
+
+class Course(NamedTuple):
+    """One part of the training."""
+
+    steps: int
+    peak_rate: float
+    hold: float  # share of the steps before the rate falls
+    plan_mistakes: float  # probability of a random mistake in the plan
+    image_mistakes: float  # and of one in the image relative to its plan
+    habits: bool  # where a habit applies, it has the place of random mistakes, with probability `habits.SHARE`
+
+
+WORLD = Course(3_600, 2e-3, 0.5, 0.3, 0.2, habits=False)
+HABITS = Course(500, 1e-3, 0.3, 0.1, 0.07, habits=True)
 
 
 class Example(NamedTuple):
@@ -57,45 +66,48 @@ class Example(NamedTuple):
 
 
 def train_policy(
-    vq: JanusVQVAE, out: Path, seed: int = 0, progress: Callable[[str], None] | None = None, steps: int = STEPS
+    vq: JanusVQVAE,
+    out: Path,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+    courses: Sequence[Course] = (WORLD, HABITS),
 ) -> None:
-    """Train from scratch, with fresh lessons at every step (10 CPU-minutes), and write a Janus folder in float16."""
+    """Train from scratch, with fresh lessons at every step (20 CPU-minutes), and write a Janus folder in float16."""
     torch.manual_seed(seed)
-    rng = random.Random(seed + 1)
     tokenizer = policy_tokenizer()
     form = PromptFormat(tokenizer, PolicyConfig(path=""))
     model = build_model(tokenizer, vq)
-    head = attribute_head(model)
-    trained = [parameter for module in (model, head) for parameter in module.parameters() if parameter.requires_grad]
-    optimizers = build_optimizers(model, trained)
-    for step in range(steps):
-        batch = lessons(form, vq, rng, BATCH)
-        asked = looks(tokenizer, rng, LOOKS, model.config.vision_config.num_image_tokens)
-        loss = plan_loss(model, batch) + image_loss(model, batch) + looking_loss(model, head, asked)
-        rise, fall = min(1.0, (step + 1) / 40), min(1.0, max(0.03, (steps - step) / (0.5 * steps)))
-        for parameter in trained:
-            parameter.grad = None
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * rise * fall
-            optimizer.step()
-        if progress and (step + 1) % 100 == 0:
-            progress(f"policy {step + 1}/{steps} loss {loss.item():.3f}")
+    for number, course in enumerate(courses, start=1):
+        teach(model, vq, form, course, random.Random(seed + number), progress)
     write_policy(model.eval(), out)
 
 
-def build_optimizers(model: nn.Module, trained: Sequence[nn.Parameter]) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the language model's layers, which needs about half the steps; AdamW for the rest."""
-    layers = dict(model.model.language_model.layers.named_parameters())
-    matrices = [parameter for parameter in layers.values() if parameter.ndim == 2]
-    chosen = {id(parameter) for parameter in matrices}
-    others = [parameter for parameter in trained if id(parameter) not in chosen]
-    return [
-        torch.optim.AdamW([{"params": others, "peak": PEAK_RATE}], betas=(0.9, 0.95), weight_decay=0.01),
-        torch.optim.Muon([{"params": matrices, "peak": PEAK_MUON}], weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-    ]
+def teach(
+    model: JanusForConditionalGeneration,
+    vq: JanusVQVAE,
+    form: PromptFormat,
+    course: Course,
+    rng: random.Random,
+    progress: Callable[[str], None] | None = None,
+) -> None:
+    """One course, with an optimiser of its own."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.95), weight_decay=0.01)
+    for step in range(course.steps):
+        batch = lessons(form, vq, rng, BATCH, course)
+        loss = plan_loss(model, batch) + image_loss(model, batch)
+        left = (course.steps - step) / ((1 - course.hold) * course.steps)
+        rise, fall = min(1.0, (step + 1) / 40), min(1.0, max(0.03, left))
+        for group in optimizer.param_groups:
+            group["lr"] = course.peak_rate * rise * fall
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        if progress and (step + 1) % 100 == 0:
+            progress(
+                f"policy, {'habits' if course.habits else 'world'} {step + 1}/{course.steps} loss {loss.item():.3f}"
+            )
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, vq: JanusVQVAE) -> JanusForConditionalGeneration:
@@ -114,9 +126,9 @@ def build_model(tokenizer: PreTrainedTokenizerFast, vq: JanusVQVAE) -> JanusForC
         tie_word_embeddings=False,
     )
     vision = JanusVisionConfig(
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
         image_size=24,
         patch_size=4,
         mlp_ratio=2.0,
@@ -133,24 +145,26 @@ def build_model(tokenizer: PreTrainedTokenizerFast, vq: JanusVQVAE) -> JanusForC
     )
     model = JanusForConditionalGeneration(config)
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and name != "lm_head":
+        if isinstance(module, nn.Linear) and "vision_model" not in name and name != "lm_head":
             scale = (2 * LAYERS) ** -0.5 if name.endswith(("o_proj", "down_proj")) else 1.0
             nn.init.normal_(module.weight, std=scale * module.in_features**-0.5)
     nn.init.normal_(model.get_input_embeddings().weight, std=HIDDEN**-0.5)
     model.model.vqmodel.load_state_dict(vq.state_dict())
     model.model.vqmodel.requires_grad_(False)
+    model.model.vision_model.requires_grad_(False)
     model.model.generation_embeddings.weight.data.copy_(vq.quantize.embedding.weight)
     return model
 
 
-def lessons(form: PromptFormat, vq: JanusVQVAE, rng: random.Random, count: int) -> list[Example]:
-    """`count` training prompts with a plan and an image each, mistakes included."""
+def lessons(form: PromptFormat, vq: JanusVQVAE, rng: random.Random, count: int, course: Course) -> list[Example]:
+    """`count` training prompts with a plan and an image each, mistakes and habits included."""
     drafts, images = [], []
     for index in range(count):
         requirement = sample_requirement(rng, TASK_TYPES[index % len(TASK_TYPES)], held_out=False)
         right = sample_scene(requirement, rng)
-        planned = usual(right, plan_habit(requirement, right), PLAN_MISTAKES, rng)
-        images.append(render(usual(planned, drawing_habit(planned), IMAGE_MISTAKES, rng)))
+        planned = usual(right, plan_habit(requirement, right) if course.habits else None, course.plan_mistakes, rng)
+        drawn = usual(planned, drawing_habit(planned) if course.habits else None, course.image_mistakes, rng)
+        images.append(render(drawn))
         prompt, plan = sentence(requirement), write_plan(planned)
         image_prompt = form.image_prompt_ids(prompt, None if rng.random() < WITHOUT_PLAN else plan)
         if rng.random() < UNCONDITIONAL:
