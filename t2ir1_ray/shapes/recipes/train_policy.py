@@ -53,7 +53,7 @@ class Course(NamedTuple):
 
 
 WORLD = Course(3_600, 2e-3, 0.5, 0.3, 0.2, habits=False)
-HABITS = Course(800, 1.5e-3, 0.3, 0.1, 0.07, habits=True)
+HABITS = Course(800, 1.5e-3, 0.3, 0.2, 0.15, habits=True)
 
 
 class Example(NamedTuple):
