@@ -57,23 +57,5 @@ def corrupt(scene: Scene, rng: random.Random) -> Scene:
     return scene[:index] + (wrong,) + scene[index + 1 :]
 
 
-def confuse(scene: Scene, rng: random.Random) -> Scene:
-    """The scene of two objects or more with one of them taking after another: their places are exchanged, or colour,
-    texture or shape is copied. Real generators bind attributes and relations to the wrong object in this way. The
-    outcome may still be right, as two objects can be alike."""
-    first, second = rng.sample(range(len(scene)), 2)
-    items = list(scene)
-    taken = rng.choice(("place", "place", "color", "texture", "shape"))
-    if taken == "place":
-        one, other = scene[first], scene[second]
-        items[first], items[second] = (
-            replace(one, row=other.row, col=other.col),
-            replace(other, row=one.row, col=one.col),
-        )
-    else:
-        items[second] = replace(scene[second], **{taken: getattr(scene[first], taken)})
-    return tuple(items)
-
-
 def _other(rng: random.Random, choices: Sequence[T], current: T) -> T:
     return rng.choice([choice for choice in choices if choice != current])

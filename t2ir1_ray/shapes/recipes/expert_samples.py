@@ -6,12 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from t2ir1_ray.shapes.prompts import TASK_TYPES, Requirement, prompt_words, sample_requirement, sample_scene, sentence
-from t2ir1_ray.shapes.recipes.corrupt import confuse, corrupt
+from t2ir1_ray.shapes.recipes.corrupt import corrupt
 from t2ir1_ray.shapes.recipes.expert_training import scramble
 from t2ir1_ray.shapes.world import Scene, read_scene, render
-
-CONFUSED = 0.4
-"""Share of wrong images in which an object takes after another; experts that never saw this cannot judge relations."""
 
 __all__ = ["JudgedSample", "judged_sample", "prompt_words", "right_and_wrong"]
 
@@ -53,7 +50,7 @@ def _wrong_image(requirement: Requirement, scene: Scene, rng: random.Random) -> 
             if seen.unknown or not requirement.satisfied_by(seen.items):
                 return image
             continue
-        changed = confuse(scene, rng) if len(scene) > 1 and rng.random() < CONFUSED else corrupt(scene, rng)
+        changed = corrupt(scene, rng)
         if rng.random() < 0.3:
             changed = corrupt(changed, rng)
         if not requirement.satisfied_by(changed):
