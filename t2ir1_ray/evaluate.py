@@ -28,7 +28,7 @@ from t2ir1_ray.entry import Parser, run_entry
 from t2ir1_ray.errors import UserError
 from t2ir1_ray.fitting.judges import expert_configs
 from t2ir1_ray.fitting.prompts import check_tokens
-from t2ir1_ray.generate import check_numbers, checkpoint_config, save_png
+from t2ir1_ray.generate import check_numbers, checkpoint_config, kept, save_png
 from t2ir1_ray.records.filenames import file_name
 from t2ir1_ray.records.schema import PROMPT_SCHEMA, Rollouts
 from t2ir1_ray.records.textfile import read_text
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.against:
         wanted = [(mode, seed, item.prompt_id) for mode in job.modes for seed in job.seeds for item in items]
         base = read_base(options.against, made_with, wanted)
-    out = options.out or Path("evaluations") / file_name(f"{options.benchmark}-{label(config.policy.path)}")
+    out = kept(options.out or Path("evaluations") / file_name(f"{options.benchmark}-{label(config.policy.path)}"))
     with OneWriter(out, "--out"):
         results = Results(out, made_with)
         _draw_and_judge(job, experts, options, needed, results)
