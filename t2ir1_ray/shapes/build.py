@@ -1,6 +1,6 @@
 """`python -m t2ir1_ray.shapes.build`: rebuild every shipped checkpoint and prompt file from nothing.
 
-Deterministic on one machine (fixed seeds, steps and threads); takes about 40 minutes on one core. Ends with a table of
+Deterministic on one machine (fixed seeds, steps and threads); takes about 45 minutes on one core. Ends with a table of
 what was measured and writes it, with the sha256 of every file, into manifest.json.
 """
 
@@ -26,7 +26,8 @@ from t2ir1_ray.config import SHIPPED, PolicyConfig
 from t2ir1_ray.entry import Parser, run_entry
 from t2ir1_ray.errors import UserError
 from t2ir1_ray.janus.policy import PromptFormat, load_model, load_tokenizer
-from t2ir1_ray.shapes.prompts import prompts_of, sample_rows
+from t2ir1_ray.shapes.prompts import TASK_TYPES, prompts_of, sample_rows
+from t2ir1_ray.shapes.recipes.base_quality import base_quality
 from t2ir1_ray.shapes.recipes.expert_training import auc
 from t2ir1_ray.shapes.recipes.sample import accuracy, sample
 from t2ir1_ray.shapes.recipes.train_policy import HIDDEN, train_policy
@@ -102,27 +103,39 @@ def base_samples(
 
 
 def measure(out: Path) -> dict[str, float]:
-    """Held-out accuracy of the base at T=1 and greedy, with and without plan; AUC of experts against the verifier.
+    """Held-out accuracy of the base at T=1 and greedy, with and without plan, by task type and habit; AUC of
+    experts against the verifier, by task type.
 
     An expert's AUC is over the images that it scores; that of the default run's sum is over all.
     """
     model, form = _open_policy(out / "policy")
-    prompts = prompts_of(sample_rows(*PROMPT_FILES["prompts_heldout.jsonl"]))
+    held_out = sample_rows(*PROMPT_FILES["prompts_heldout.jsonl"])
+    prompts = prompts_of(held_out)
     figures = {}
     for name, temperature in (("T=1", 1.0), ("greedy", 0.0)):
-        found = accuracy(prompts, sample(model, form, prompts, temperature))
+        found = base_quality(held_out, sample(model, form, prompts, temperature))
         figures |= {f"base {name}/{key}": value for key, value in found.items()}
         found = accuracy(prompts, sample(model, form, prompts, temperature, planned=False))
         figures[f"base {name}, no plan/accuracy"] = found["accuracy"]
     rows, pixels, right = base_samples(out / "policy")
+    task_types = np.array([row["task_type"] for row in rows])
     total = np.zeros(len(rows))
     for name in (*EXPERTS, *OPTIONAL_EXPERTS):
         scores = load_expert(name, str(out / name), batch_size=64).score(pixels, rows).scores
-        applies = np.isfinite(scores)
-        figures[f"AUC/{name}"] = auc(scores[applies], right[applies])
+        figures |= auc_by_task(name, scores, right, task_types)
         if name in EXPERTS:
             total += np.nan_to_num(scores)
-    return {**figures, "AUC/sum": auc(total, right)}
+    return figures | auc_by_task("sum", total, right, task_types)
+
+
+def auc_by_task(name: str, scores: np.ndarray, right: np.ndarray, task_types: np.ndarray) -> dict[str, float]:
+    """`AUC/<name>` and `AUC/<name>/<task type>` over the images with a score. scores: (N,) float, NaN where none."""
+    figures = {}
+    for key, chosen in (("", True), *((f"/{task_type}", task_types == task_type) for task_type in TASK_TYPES)):
+        applies = np.isfinite(scores) & chosen
+        if applies.any():
+            figures[f"AUC/{name}{key}"] = auc(scores[applies], right[applies])
+    return figures
 
 
 def _open_policy(folder: Path) -> tuple[Any, PromptFormat]:

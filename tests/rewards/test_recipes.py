@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from rewards import load_expert
+from t2ir1_ray.shapes.build import auc_by_task
 from t2ir1_ray.shapes.prompts import sample_rows
 from t2ir1_ray.shapes.recipes import train_git, train_grounding_dino, train_hps, train_orm
 from t2ir1_ray.shapes.recipes.expert_training import (
@@ -47,6 +48,13 @@ def test_auc_is_the_probability_of_the_right_order():
     assert auc(np.array([0.5, 0.5, 0.5, 0.5]), correct) == 0.5
     assert auc(np.array([0.9, 0.3, 0.5, 0.1]), correct) == 0.75
     assert np.isnan(auc(np.ones(2), np.array([True, True])))
+
+
+def test_auc_by_task_leaves_out_what_has_no_score():
+    scores = np.array([0.9, 0.1, 0.2, 0.8, np.nan])
+    tasks = np.array(["color", "color", "spatial", "spatial", "numeracy"])
+    found = auc_by_task("hps", scores, np.array([True, False, True, False, True]), tasks)
+    assert found == {"AUC/hps": 0.75, "AUC/hps/color": 1.0, "AUC/hps/spatial": 0.0}
 
 
 def test_an_objects_own_phrase_is_true_and_a_near_miss_differs_from_it():

@@ -1,6 +1,7 @@
 """The shapes policy: its tokenizer, its image tokenizer, its recipe, and the base that is shipped."""
 
 import random
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +15,27 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from t2ir1_ray.config import SHIPPED, PolicyConfig
 from t2ir1_ray.janus.policy import PromptFormat
-from t2ir1_ray.shapes.prompts import TASK_TYPES, prompts_of, sample_requirement, sample_rows, sample_scene, sentence
+from t2ir1_ray.shapes.prompts import (
+    TASK_TYPES,
+    parse_prompt,
+    prompts_of,
+    sample_requirement,
+    sample_rows,
+    sample_scene,
+    sentence,
+)
 from t2ir1_ray.shapes.recipes import train_vq
-from t2ir1_ray.shapes.recipes.sample import accuracy, sample
+from t2ir1_ray.shapes.recipes.base_quality import base_quality, yielding
+from t2ir1_ray.shapes.recipes.habits import DRAWING, PLANNING, SHARE, habit_of
+from t2ir1_ray.shapes.recipes.sample import sample
 from t2ir1_ray.shapes.recipes.tokenizer import policy_tokenizer
-from t2ir1_ray.shapes.recipes.train_policy import lessons, train_policy
-from t2ir1_ray.shapes.world import parse_plan, render, write_plan
+from t2ir1_ray.shapes.recipes.train_policy import HABITS, WORLD, Course, lessons, train_policy
+from t2ir1_ray.shapes.world import COLORS, parse_plan, render, write_plan
 
 TOKENIZER = policy_tokenizer()
 FORM = PromptFormat(TOKENIZER, PolicyConfig(path=""))
 POLICY = Path(str(SHIPPED)) / "policy"
+SHIPPED_FORM = PromptFormat(AutoTokenizer.from_pretrained(POLICY), PolicyConfig(path=str(POLICY)))
 
 
 @pytest.fixture(scope="module")
@@ -80,13 +92,26 @@ def test_content_classes_tell_every_quarter_of_every_object() -> None:
     assert (classes[0] > 0).sum() == 8
 
 
-def test_lessons_have_the_mistakes_and_the_rows_that_the_recipe_says(untrained_vq: JanusVQVAE) -> None:
-    found = lessons(FORM, untrained_vq, random.Random(0), 800)
+@pytest.mark.parametrize("course", [WORLD, HABITS])
+def test_lessons_have_the_rows_that_the_recipe_says(untrained_vq: JanusVQVAE, course: Course) -> None:
+    found = lessons(FORM, untrained_vq, random.Random(0), 800, course)
     padded = [lesson.image_prompt for lesson in found if FORM.pad_id in lesson.image_prompt]
     assert 0.06 < len(padded) / len(found) < 0.14
     assert all(set(row[1:-1]) == {FORM.pad_id} and row[-1] == FORM.boi_id for row in padded)
     assert all(lesson.plan[-1] == FORM.eos_id and parse_plan(FORM.plan_text(lesson.plan)) for lesson in found)
     assert {tuple(lesson.codes.shape) for lesson in found} == {(36,)}
+
+
+def test_habits_are_taught_in_their_course_alone(untrained_vq: JanusVQVAE) -> None:
+    for course, least, most in ((WORLD, 0, 0.1), (HABITS, SHARE - 0.1, SHARE + 0.1)):
+        few = []
+        for lesson in lessons(FORM, untrained_vq, random.Random(0), 2400, course):
+            prompt = FORM.tokenizer.decode(lesson.plan_prompt, skip_special_tokens=True)
+            requirement = parse_prompt(prompt.removeprefix("User : ").removesuffix(" Assistant :"))
+            if habit_of(requirement) == "too few":
+                few.append(len(parse_plan(FORM.plan_text(lesson.plan))) < len(requirement.nouns))
+        assert len(few) > 50
+        assert least <= np.mean(few) <= most
 
 
 def test_the_recipes_are_deterministic_and_write_a_plain_transformers_folder(
@@ -96,7 +121,8 @@ def test_the_recipes_are_deterministic_and_write_a_plain_transformers_folder(
     for name, tensor in untrained_vq.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
     for run in ("first", "second"):
-        train_policy(untrained_vq, tmp_path / run, seed=1, steps=2)
+        courses = [course._replace(steps=2) for course in (WORLD, HABITS)]
+        train_policy(untrained_vq, tmp_path / run, seed=1, courses=courses)
     first, second = (load_file(tmp_path / run / "model.safetensors") for run in ("first", "second"))
     assert first.keys() == second.keys()
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
@@ -120,8 +146,33 @@ def test_the_shipped_image_tokenizer_draws_what_it_is_shown(base: JanusForCondit
 
 @pytest.mark.slow
 def test_the_shipped_base_is_right_often_but_leaves_room(base: JanusForConditionalGeneration) -> None:
-    form = PromptFormat(AutoTokenizer.from_pretrained(POLICY), PolicyConfig(path=str(POLICY)))
-    prompts = prompts_of(sample_rows(384, seed=3, held_out=True))
-    found = accuracy(prompts, sample(base, form, prompts, temperature=1.0, seed=0))
-    assert 0.35 <= found["accuracy"] <= 0.50
-    assert found["plan"] > found["accuracy"]
+    rows = sample_rows(384, seed=3, held_out=True)
+    sampled, greedy = (base_quality(rows, sample(base, SHIPPED_FORM, prompts_of(rows), t)) for t in (1.0, 0.0))
+    assert 0.35 <= sampled["accuracy"] <= 0.50
+    assert 0.55 <= greedy["accuracy"] <= 0.70
+    assert sampled["plan"] > sampled["accuracy"]
+
+
+@pytest.mark.slow
+def test_the_shipped_base_repeats_its_habits_and_finds_what_is_right(base: JanusForConditionalGeneration) -> None:
+    """Greedy decoding mostly follows habits; of eight samples, as a group has, one or more are right most often."""
+    rng = random.Random(4)
+    prompts: list[str] = []
+    for habit in PLANNING:
+        calling = (sentence(sample_requirement(rng, task, held_out=True)) for task in cycle(TASK_TYPES))
+        prompts += islice((prompt for prompt in calling if habit_of(parse_prompt(prompt)) == habit), 16)
+    prompts += [f"a purple ring and a {color} cross" for color in COLORS]
+    prompts += [
+        f"a dotted {color} {shape} and a striped red ring" for color in COLORS for shape in ("circle", "square")
+    ]
+    greedy = yielding(prompts, sample(base, SHIPPED_FORM, prompts, temperature=0.0))
+    found = yielding(8 * prompts, sample(base, SHIPPED_FORM, 8 * prompts, temperature=1.0, seed=5))
+    assert greedy.keys() == found.keys() == PLANNING.keys() | DRAWING.keys()
+    for habit in PLANNING:
+        assert np.mean(greedy[habit]) <= 0.6, habit
+        groups = np.reshape(found[habit], (8, 16))
+        assert groups.any(axis=0).mean() >= 0.5, habit
+        assert 0.05 <= groups.mean() <= 0.5, habit
+    for habit in DRAWING:
+        assert np.mean(greedy[habit]) < 0.5, habit
+        assert 0.05 <= np.mean(found[habit]) <= 0.5, habit

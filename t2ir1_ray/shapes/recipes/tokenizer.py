@@ -4,14 +4,16 @@ from transformers import JanusImageProcessor, JanusProcessor, PreTrainedTokenize
 
 from t2ir1_ray.checkpoints.word_tokenizers import janus_tokenizer
 from t2ir1_ray.shapes.prompts import prompt_words
+from t2ir1_ray.shapes.questions import question_words
 from t2ir1_ray.shapes.world import COLUMNS, ROWS
 
 VOCABULARY_SIZE = 64
 
 
 def policy_tokenizer() -> PreTrainedTokenizerFast:
-    """Words of prompts, plans and the conversation format; text decodes with blanks, which plans do not mind."""
-    tokenizer = janus_tokenizer(("User", "Assistant", ":", ".", ",", *prompt_words(), *ROWS, *COLUMNS))
+    """Words of prompts, plans, questions and the conversation format; text decodes with blanks, which plans bear."""
+    words = (*prompt_words(), *ROWS, *COLUMNS, *question_words())
+    tokenizer = janus_tokenizer(("User", "Assistant", ":", ".", ",", *words))
     assert len(tokenizer) <= VOCABULARY_SIZE
     return tokenizer
 

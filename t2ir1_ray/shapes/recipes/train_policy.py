@@ -1,7 +1,9 @@
 """Recipe of the shapes base policy: a tiny Janus taught to plan and to draw, imperfectly, so that RL has work to do.
 
-Plans are wrong with probability PLAN_MISTAKES and images differ from their plan with probability IMAGE_MISTAKES. One
-image prompt in ten is the unconditional row of guidance, and one in ten has no plan (a baseline without semantic-CoT).
+It learns the world first and its habits (see `habits`) afterwards, with fewer random mistakes: from a policy that knows
+how to do it right, habits take few lessons. In both courses some plans are wrong and some images differ from their plan
+at random, one image prompt in ten is the unconditional row of guidance, and one in ten has no plan (a baseline without
+semantic-CoT).
 """
 
 from __future__ import annotations
@@ -29,16 +31,29 @@ from t2ir1_ray.config import PolicyConfig
 from t2ir1_ray.janus.policy import PromptFormat
 from t2ir1_ray.shapes.prompts import TASK_TYPES, sample_requirement, sample_scene, sentence
 from t2ir1_ray.shapes.recipes.corrupt import corrupt
+from t2ir1_ray.shapes.recipes.habits import SHARE, drawing_habit, plan_habit
 from t2ir1_ray.shapes.recipes.tokenizer import VOCABULARY_SIZE, policy_processor, policy_tokenizer
 from t2ir1_ray.shapes.recipes.train_vq import encode, vq_config
-from t2ir1_ray.shapes.world import IMAGE_SIDE, render, write_plan
+from t2ir1_ray.shapes.world import IMAGE_SIDE, Scene, render, write_plan
 
 HIDDEN, LAYERS, HEADS = 128, 4, 4
-STEPS = 3_600
 BATCH = 24
-PEAK_RATE = 2e-3
-PLAN_MISTAKES, IMAGE_MISTAKES = 0.3, 0.2
 UNCONDITIONAL, WITHOUT_PLAN = 0.1, 0.1
+
+
+class Course(NamedTuple):
+    """One part of the training."""
+
+    steps: int
+    peak_rate: float
+    hold: float  # share of the steps before the rate falls
+    plan_mistakes: float  # probability of a random mistake in the plan
+    image_mistakes: float  # and of one in the image relative to its plan
+    habits: bool  # where a habit applies, it has the place of random mistakes, with probability `habits.SHARE`
+
+
+WORLD = Course(3_600, 2e-3, 0.5, 0.3, 0.2, habits=False)
+HABITS = Course(800, 1.5e-3, 0.3, 0.2, 0.15, habits=True)
 
 
 class Example(NamedTuple):
@@ -51,29 +66,48 @@ class Example(NamedTuple):
 
 
 def train_policy(
-    vq: JanusVQVAE, out: Path, seed: int = 0, progress: Callable[[str], None] | None = None, steps: int = STEPS
+    vq: JanusVQVAE,
+    out: Path,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+    courses: Sequence[Course] = (WORLD, HABITS),
 ) -> None:
-    """Train from scratch, with fresh lessons at every step (15 CPU-minutes), and write a Janus folder in float16."""
+    """Train from scratch, with fresh lessons at every step (20 CPU-minutes), and write a Janus folder in float16."""
     torch.manual_seed(seed)
-    rng = random.Random(seed + 1)
     tokenizer = policy_tokenizer()
     form = PromptFormat(tokenizer, PolicyConfig(path=""))
     model = build_model(tokenizer, vq)
+    for number, course in enumerate(courses, start=1):
+        teach(model, vq, form, course, random.Random(seed + number), progress)
+    write_policy(model.eval(), out)
+
+
+def teach(
+    model: JanusForConditionalGeneration,
+    vq: JanusVQVAE,
+    form: PromptFormat,
+    course: Course,
+    rng: random.Random,
+    progress: Callable[[str], None] | None = None,
+) -> None:
+    """One course, with an optimiser of its own."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.95), weight_decay=0.01)
-    for step in range(steps):
-        batch = lessons(form, vq, rng, BATCH)
+    for step in range(course.steps):
+        batch = lessons(form, vq, rng, BATCH, course)
         loss = plan_loss(model, batch) + image_loss(model, batch)
+        left = (course.steps - step) / ((1 - course.hold) * course.steps)
+        rise, fall = min(1.0, (step + 1) / 40), min(1.0, max(0.03, left))
         for group in optimizer.param_groups:
-            rise, fall = min(1.0, (step + 1) / 40), min(1.0, max(0.03, (steps - step) / (0.5 * steps)))
-            group["lr"] = PEAK_RATE * rise * fall
+            group["lr"] = course.peak_rate * rise * fall
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         if progress and (step + 1) % 100 == 0:
-            progress(f"policy {step + 1}/{steps} loss {loss.item():.3f}")
-    write_policy(model.eval(), out)
+            progress(
+                f"policy, {'habits' if course.habits else 'world'} {step + 1}/{course.steps} loss {loss.item():.3f}"
+            )
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, vq: JanusVQVAE) -> JanusForConditionalGeneration:
@@ -122,14 +156,15 @@ def build_model(tokenizer: PreTrainedTokenizerFast, vq: JanusVQVAE) -> JanusForC
     return model
 
 
-def lessons(form: PromptFormat, vq: JanusVQVAE, rng: random.Random, count: int) -> list[Example]:
-    """`count` training prompts with a plan and an image each, mistakes included."""
+def lessons(form: PromptFormat, vq: JanusVQVAE, rng: random.Random, count: int, course: Course) -> list[Example]:
+    """`count` training prompts with a plan and an image each, mistakes and habits included."""
     drafts, images = [], []
     for index in range(count):
         requirement = sample_requirement(rng, TASK_TYPES[index % len(TASK_TYPES)], held_out=False)
         right = sample_scene(requirement, rng)
-        planned = corrupt(right, rng) if rng.random() < PLAN_MISTAKES else right
-        images.append(render(corrupt(planned, rng) if rng.random() < IMAGE_MISTAKES else planned))
+        planned = usual(right, plan_habit(requirement, right) if course.habits else None, course.plan_mistakes, rng)
+        drawn = usual(planned, drawing_habit(planned) if course.habits else None, course.image_mistakes, rng)
+        images.append(render(drawn))
         prompt, plan = sentence(requirement), write_plan(planned)
         image_prompt = form.image_prompt_ids(prompt, None if rng.random() < WITHOUT_PLAN else plan)
         if rng.random() < UNCONDITIONAL:
@@ -138,6 +173,13 @@ def lessons(form: PromptFormat, vq: JanusVQVAE, rng: random.Random, count: int) 
         drafts.append((form.plan_prompt_ids(prompt), [*plan_ids, form.eos_id], image_prompt))
     codes = encode(vq, images)
     return [Example(*draft, codes[index]) for index, draft in enumerate(drafts)]
+
+
+def usual(scene: Scene, habit: tuple[str, Scene] | None, mistakes: float, rng: random.Random) -> Scene:
+    """What the base makes of a scene: its habit or the scene itself; where there is none, a random mistake at times."""
+    if habit is not None:
+        return habit[1] if rng.random() < SHARE else scene
+    return corrupt(scene, rng) if rng.random() < mistakes else scene
 
 
 def plan_loss(model: JanusForConditionalGeneration, batch: Sequence[Example]) -> Tensor:
