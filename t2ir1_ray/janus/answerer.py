@@ -28,7 +28,6 @@ class Answerer:
         self.form = PromptFormat(load_tokenizer(policy.path), policy)
         self.image_tokens = count_image_tokens(config)
         self.scale = load_image_processor(policy.path, config)
-        self.positions = config.text_config.max_position_embeddings
         if self.form.tokenizer.convert_tokens_to_ids(IMAGE) != config.image_token_id:
             raise UserError(
                 f"policy.path: {policy.path}: image_token_id={config.image_token_id} of its config.json is not the "
@@ -49,7 +48,7 @@ class Answerer:
             pixel_values=pixels.to(self.model.device, self.model.dtype),
             generation_mode="text",
             do_sample=False,
-            max_new_tokens=min(MAX_NEW_TOKENS, self.positions - ids.shape[1]),
+            max_new_tokens=MAX_NEW_TOKENS,
             eos_token_id=self.form.eos_id,
             pad_token_id=self.form.pad_id,
         )
