@@ -64,7 +64,11 @@ def read_questions(path: Path | None, images: Path) -> list[Asked]:
 def check_images(questions: Sequence[Asked]) -> str:
     """SHA-256 over what the images show. Raises UserError that names the first line whose image cannot be read."""
     state = hashlib.sha256()
-    for asked in {asked.image: asked for asked in reversed(questions)}.values():
+    seen: set[str] = set()
+    for asked in questions:
+        if asked.image in seen:
+            continue
+        seen.add(asked.image)
         where = f"{asked.place}: image={asked.image!r:.80}"
         try:
             if isinstance(asked.source, Path) and not asked.source.is_file():
@@ -84,8 +88,8 @@ def says_yes(answer: str) -> bool:
 
 
 def is_readable(answer: str) -> bool:
-    """Whether one of yes, no and not is a word of the answer. POPE's rule takes the others for yes."""
-    return re.search(r"\b(yes|no|not)\b", answer, re.IGNORECASE) is not None
+    """Whether it says no by that rule, or has the word yes. The rule takes the others for yes, whatever they say."""
+    return not says_yes(answer) or re.search(r"\byes\b", answer, re.IGNORECASE) is not None
 
 
 def summarise(questions: Sequence[Asked], answers: Mapping[str, Sequence[str]]) -> dict[str, Any]:
