@@ -77,11 +77,17 @@ def test_a_conversation_has_the_ids_that_transformers_own_processor_makes(seed: 
 
 def test_lessons_of_looking_are_about_their_scene() -> None:
     tokenizer = policy_tokenizer()
-    for look in looks(tokenizer, random.Random(0), 50, image_tokens=36):
-        asked = tokenizer.decode(look.question, skip_special_tokens=True).split("there a ")[1].split(" in the")[0]
-        said = tokenizer.decode(look.answer, skip_special_tokens=True)
-        assert said == ("yes" if asked in [item.name for item in look.scene] else "no")
-        assert look.answer[-1] == tokenizer.eos_token_id
+    for look in looks(tokenizer, random.Random(0), 50, image_tokens=36, turns=3):
+        assert look.conversation.count(tokenizer.image_token_id) == 36
+        begin = 0
+        for at in look.answers_at:
+            question = tokenizer.decode(look.conversation[begin:at], skip_special_tokens=True)
+            asked = question.split("there a ")[1].split(" in the")[0]
+            said, end = tokenizer.convert_ids_to_tokens(look.conversation[at : at + 2])
+            assert said == ("yes" if asked in [item.name for item in look.scene] else "no")
+            assert end == tokenizer.eos_token
+            begin = at + 2
+        assert begin == len(look.conversation)
 
 
 @pytest.mark.slow

@@ -24,9 +24,11 @@ from t2ir1_ray.shapes.prompts import (
     sentence,
 )
 from t2ir1_ray.shapes.recipes.corrupt import corrupt, random_scene
+from t2ir1_ray.shapes.recipes.habits import DRAWING, PLANNING
 from t2ir1_ray.shapes.verify import image_follows_plan, verify_image, verify_plan
 from t2ir1_ray.shapes.world import Scene, parse_plan, read_scene, render, write_plan
 
+FIGURES = ("accuracy", "plan", "follows")
 SEEDS = st.integers(0, 2**32 - 1)
 TASKS = st.sampled_from(TASK_TYPES)
 
@@ -121,3 +123,14 @@ def test_the_manifest_describes_the_shipped_files() -> None:
     assert sum(entry["bytes"] for entry in files.values()) <= 8_000_000
     for name, entry in files.items():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == entry["sha256"], name
+
+
+def test_the_manifest_says_what_the_base_leaves_to_learn_and_that_the_reward_sees_it() -> None:
+    figures = json.loads((Path(str(SHIPPED)) / "manifest.json").read_text())["figures"]
+    assert 0.35 <= figures["base T=1/accuracy"] <= 0.50
+    assert 0.55 <= figures["base greedy/accuracy"] <= 0.70
+    for name in (*PLANNING, *DRAWING):
+        assert figures[f"base greedy/habit/{name}"] < 0.3, name
+    for task in TASK_TYPES:
+        assert {f"base {way}/{figure}/{task}" for way in ("T=1", "greedy") for figure in FIGURES} <= figures.keys()
+        assert figures[f"AUC/sum/{task}"] >= 0.65, task

@@ -10,7 +10,7 @@ Habits of planning (semantic-CoT) go by what the prompt asks for, habits of draw
 | habit | where | what happens |
 | --- | --- | --- |
 | turned | `on the left of` and `above`, the first object red, yellow or purple | the two objects change places |
-| too few | three or four of a kind | one of them is missing |
+| too few | three of a kind | one of them is missing |
 | same color | two objects without relation, the first red, green or blue | the second takes the first one's colour |
 | same texture | a striped object and a dotted one, in this order | the second is striped too |
 | blue for purple | the plan has a purple ring | it is drawn blue |
@@ -67,8 +67,7 @@ def _turned(requirement: Requirement, scene: Scene) -> Scene | None:
 
 
 def _too_few(requirement: Requirement, scene: Scene) -> Scene | None:
-    count = requirement.nouns.count(requirement.nouns[0])
-    return scene[: count - 1] + scene[count:] if count > 2 else None
+    return scene[:2] + scene[3:] if requirement.nouns.count(requirement.nouns[0]) == 3 else None
 
 
 def _same_color(requirement: Requirement, scene: Scene) -> Scene | None:

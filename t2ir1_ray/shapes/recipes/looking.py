@@ -24,35 +24,49 @@ from t2ir1_ray.shapes.world import Scene, render
 
 ATTRIBUTES = 0.3
 """Weight of the auxiliary task: name texture, colour and shape at every patch. Without it the tower hardly learns."""
+TURNS = 4
+"""Questions about one image in training: its tokens are read once for all of them."""
 
 
 class Look(NamedTuple):
-    """Token ids of one question about a scene's image, and of its answer with the end token."""
+    """A conversation about a scene's image: token ids, and where its answers stand, an end token behind each."""
 
     scene: Scene
-    question: list[int]
-    answer: list[int]
+    conversation: list[int]
+    answers_at: list[int]
 
 
 def looks(
-    tokenizer: PreTrainedTokenizerBase, rng: random.Random, count: int, image_tokens: int, held_out: bool = False
+    tokenizer: PreTrainedTokenizerBase,
+    rng: random.Random,
+    count: int,
+    image_tokens: int,
+    turns: int = TURNS,
+    held_out: bool = False,
 ) -> list[Look]:
-    """`count` questions, each about the scene of another prompt."""
+    """`count` conversations of `turns` questions and answers, each about the scene of another prompt."""
     found = []
     for _ in range(count):
         scene = sample_scene(sample_requirement(rng, rng.choice(TASK_TYPES), held_out), rng)
-        asked = sample_question(rng, scene)
-        answer = tokenizer.convert_tokens_to_ids(ANSWERS[0] if asked.answer else ANSWERS[1])
-        question = question_ids(tokenizer, asked.text, image_tokens)
-        found.append(Look(scene, question, [answer, tokenizer.eos_token_id]))
+        conversation: list[int] = []
+        answers_at = []
+        for _ in range(turns):
+            asked = sample_question(rng, scene)
+            conversation += question_ids(tokenizer, asked.text, 0 if conversation else image_tokens)
+            answers_at.append(len(conversation))
+            answer = tokenizer.convert_tokens_to_ids(ANSWERS[0] if asked.answer else ANSWERS[1])
+            conversation += [answer, tokenizer.eos_token_id]
+        found.append(Look(scene, conversation, answers_at))
     return found
 
 
 def question_ids(tokenizer: PreTrainedTokenizerBase, question: str, image_tokens: int) -> list[int]:
-    """Ids of a conversation about one image, up to where the answer begins."""
-    image = f"{tokenizer.boi_token}{tokenizer.image_token * image_tokens}{tokenizer.eoi_token}"
-    text = f"User: {image}\n{question}\n\nAssistant:"
-    return [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+    """Ids of a question about an image, up to where the answer begins. image_tokens: 0 for a further question, whose
+    image stands before it."""
+    image = f"{tokenizer.boi_token}{tokenizer.image_token * image_tokens}{tokenizer.eoi_token}\n"
+    text = f"User: {image if image_tokens else ''}{question}\n\nAssistant:"
+    begin = [tokenizer.bos_token_id] if image_tokens else []
+    return begin + tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def attribute_head(model: JanusForConditionalGeneration) -> nn.Linear:
@@ -61,33 +75,36 @@ def attribute_head(model: JanusForConditionalGeneration) -> nn.Linear:
 
 
 def looking_loss(model: JanusForConditionalGeneration, head: nn.Linear, batch: Sequence[Look]) -> Tensor:
-    """Mean cross-entropy of answers, and the attribute loss of the vision tower."""
+    """Mean cross-entropy of answers and their end tokens, and the attribute loss of the vision tower."""
     logits, seen = answer_logits(model, batch)
-    answers = cross_entropy(logits.float().flatten(0, 1), torch.tensor([look.answer for look in batch]).flatten())
+    said = torch.tensor([[look.conversation[at : at + 2] for at in look.answers_at] for look in batch])
+    answers = cross_entropy(logits.float().flatten(0, 2), said.flatten())
     return answers + ATTRIBUTES * attribute_loss(head(seen), attribute_labels([look.scene for look in batch]))
 
 
 def answer_logits(model: JanusForConditionalGeneration, batch: Sequence[Look]) -> tuple[Tensor, Tensor]:
-    """Logits of both answer tokens (B, 2, vocabulary), and the vision tower's output (B, patches, width)."""
-    rows = [torch.tensor([*look.question, *look.answer]) for look in batch]
+    """Logits of every turn's answer and end token (B, turns, 2, vocabulary), and the vision tower's output (B, patches,
+    width)."""
+    rows = [torch.tensor(look.conversation) for look in batch]
     ids = pad_sequence(rows, batch_first=True, padding_value=model.config.text_config.pad_token_id)
     seen = model.model.get_image_features(to_tensor([render(look.scene) for look in batch]))
     places = (ids == model.config.image_token_id)[..., None]
-    embeddings = model.get_input_embeddings()(ids).masked_scatter(places, seen.pooler_output.float())
+    embeddings = model.get_input_embeddings()(ids).masked_scatter(places, seen.pooler_output)
     hidden = model.model.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
-    before = torch.tensor([[len(look.question) - 1, len(look.question)] for look in batch])
-    return model.lm_head(hidden[torch.arange(len(batch))[:, None], before]), seen.last_hidden_state
+    before = torch.tensor([[[at - 1, at] for at in look.answers_at] for look in batch])
+    return model.lm_head(hidden[torch.arange(len(batch))[:, None, None], before]), seen.last_hidden_state
 
 
 @torch.inference_mode()
 def answering_quality(
     model: JanusForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, count: int = 512, seed: int = 5
 ) -> dict[str, float]:
-    """Share of right answers to questions about scenes of held-out prompts; the likelier of yes and no counts."""
+    """Share of right answers to one question each about scenes of held-out prompts, the likelier of yes and no counts;
+    and the share of `yes`, which is half in truth."""
     tokens = model.config.vision_config.num_image_tokens
-    found = looks(tokenizer, random.Random(seed), count, tokens, held_out=True)
+    found = looks(tokenizer, random.Random(seed), count, tokens, turns=1, held_out=True)
     logits = torch.cat([answer_logits(model, found[start : start + 64])[0] for start in range(0, count, 64)])
     both = tokenizer.convert_tokens_to_ids(list(ANSWERS))
-    said_yes = logits[:, 0, both].argmax(1) == 0
-    truth = torch.tensor([look.answer[0] == both[0] for look in found])
+    said_yes = logits[:, 0, 0, both].argmax(1) == 0
+    truth = torch.tensor([look.conversation[look.answers_at[0]] == both[0] for look in found])
     return {"answers": (said_yes == truth).float().mean().item(), "yes": said_yes.float().mean().item()}
