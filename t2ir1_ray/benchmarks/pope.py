@@ -72,10 +72,10 @@ def check_images(questions: Sequence[Asked]) -> str:
         where = f"{asked.place}: image={asked.image!r:.80}"
         try:
             if isinstance(asked.source, Path) and not asked.source.is_file():
-                raise UserError(f"{where}: {asked.source} is no file: give its folder by --images")
+                raise UserError(f"{where}: no such file in the folder --images: give another one")
             pixels = asked.pixels()
         except OSError as error:
-            raise UserError(f"{where}: {asked.source}: {error.strerror}: give its folder by --images") from None
+            raise UserError(f"{where}: {error.strerror}: mend the file, or give another folder by --images") from None
         except ValueError as error:
             raise UserError(f"{where}: {error}: download it again") from None
         state.update(f"{asked.image} {pixels.shape} ".encode() + pixels.tobytes())
