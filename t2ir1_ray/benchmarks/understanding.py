@@ -7,6 +7,7 @@ world, about rendered scenes of held-out prompts; every question has an image of
 
 import hashlib
 import json
+import os
 import random
 import sys
 from collections.abc import Sequence
@@ -60,6 +61,8 @@ def read(path: Path | None, images: Path | None) -> list[Asked]:
     if images is None or path is None:
         missing, given = ("--images", "--prompts") if images is None else ("--prompts", "--images")
         raise UserError(f"{missing}: missing: {given} needs the folder of images and the questions about them")
+    if not os.path.isdir(images):
+        raise UserError(f"--images: {str(images)!r:.200} is no folder: give the one in which the images lie")
     return pope.read_questions(path, images)
 
 
@@ -88,7 +91,7 @@ def evaluate(
     path: of the questions, None: about shapes. out: the folder, None: `default_folder`. base: of another checkpoint's
     finished evaluation, which this one is compared with. actors: as of `Answerers`.
     """
-    check_lengths(config, questions, f"--prompts: {path or UNDERSTANDING}")
+    check_policy(config, questions, f"--prompts: {path or UNDERSTANDING}")
     made_with = settings(config, questions, path)
     keys = [(MODE, 0, asked.prompt_id) for asked in questions]
     compared = read_base(base, made_with, keys) if base else None
@@ -102,12 +105,14 @@ def evaluate(
         return _report(config.policy.path, questions, results, compared)
 
 
-def check_lengths(config: Config, questions: Sequence[Asked], source: str) -> None:
-    """Raises UserError if image, question and answer do not fit into the model's positions."""
-    from t2ir1_ray.janus.answerer import MAX_NEW_TOKENS, count_image_tokens
+def check_policy(config: Config, questions: Sequence[Asked], source: str) -> None:
+    """Raises UserError if the checkpoint does not say how it sees images, or if image, question and answer do not fit
+    into the model's positions."""
+    from t2ir1_ray.janus.answerer import MAX_NEW_TOKENS, count_image_tokens, load_image_processor
     from t2ir1_ray.janus.policy import PromptFormat, load_config, load_tokenizer
 
     janus = load_config(config.policy.path)
+    load_image_processor(config.policy.path, janus)
     form = PromptFormat(load_tokenizer(config.policy.path), config.policy)
     positions = janus.text_config.max_position_embeddings
     texts = {asked.text: form.question_ids(asked.text, count_image_tokens(janus)) for asked in questions}

@@ -289,7 +289,9 @@ def test_the_questions_that_are_asked_are_always_the_same() -> None:
         (["--judge-threads", "8"], ["--judge-threads"]),
         (["--prompts", "x"], ["--images: missing"]),
         (["--images", "x"], ["--prompts: missing"]),
-        (["--prompts", "/nowhere", "--images", "x"], ["/nowhere", "does not exist"]),
+        (["--prompts", "/nowhere", "--images", "/nowhere/else"], ["--images", "/nowhere/else", "no folder"]),
+        (["--prompts", "/nowhere", "--images", "x" * 5000], ["--images", "no folder"]),
+        (["--prompts", "/nowhere", "--images", "/tmp"], ["/nowhere", "does not exist"]),
         (["--limit", "0"], ["--limit", "at least 1"]),
         (["--checkpoint", "/nowhere"], ["/nowhere", "does not exist"]),
         (["policy.question_template=what"], ["policy.question_template=what", "{image}", "{question}"]),
@@ -299,6 +301,15 @@ def test_options_that_make_no_sense_are_refused(arguments: list[str], words: lis
     out = tmp_path / "out"
     refused(lambda: evaluate.main(["--benchmark", "understanding", "--out", str(out), *arguments]), *words)
     assert not out.exists()
+
+
+def test_what_does_not_fit_the_checkpoint_is_refused(published: Path, tiny_janus: Path, tmp_path: Path) -> None:
+    file = write(published / "long.json", [row(1, "a.jpg", "very " * 300 + "big cup", "no")])
+    command = ["--benchmark", "understanding", "--prompts", str(file), "--images", str(published / "val2014")]
+    command += ["--out", str(tmp_path / "out")]
+    refused(lambda: evaluate.main(command), "--prompts", "tokens with its image", "256 positions", "shorten it")
+    blind = ["--checkpoint", str(tiny_janus), "policy.max_prompt_tokens=20"]
+    refused(lambda: evaluate.main([*command, *blind]), "policy.path", "neither processor_config.json nor")
 
 
 def test_images_are_for_this_benchmark_alone(tmp_path: Path) -> None:
