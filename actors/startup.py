@@ -13,6 +13,8 @@ from t2ir1_ray.errors import UserError
 DETERMINISTIC = "T2IR1_DETERMINISTIC"
 """Environment variable of an actor under `train.deterministic`: `error` or `warn`, what torch does about an operation
 that has no deterministic form on this device."""
+UNHIDDEN = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
+"""Environment variable that keeps Ray from hiding a node's other GPUs from an actor: all would take the first."""
 
 
 @contextmanager
@@ -51,6 +53,11 @@ def take_device() -> str:
     return "cuda"
 
 
+def gpus_unhidden() -> bool:
+    """Whether `UNHIDDEN` is set in this process."""
+    return os.environ.get(UNHIDDEN, "0") not in ("0", "")
+
+
 def peak_gb(_: object = None) -> float:
     """GB that this process has held at most: of its GPU as torch reserved it, without one of the host's memory."""
     torch = sys.modules.get("torch")
@@ -60,7 +67,7 @@ def peak_gb(_: object = None) -> float:
 
 
 def _check_visible(seen: int) -> None:
-    """Ray hides all GPUs of a node but an actor's own, unless it was told not to: then every actor takes the first."""
+    """Ray hides all GPUs of a node but an actor's own, unless it was told not to."""
     ray = sys.modules.get("ray")
     if not ray or not ray.is_initialized() or not ray.get_runtime_context().get_actor_id():
         return  # no actor: whoever started this process says what it sees
@@ -71,8 +78,7 @@ def _check_visible(seen: int) -> None:
     name = context.get_actor_name()
     if not seen:
         raise UserError(f"{name}: has {given} GPU and torch sees none: run python -m t2ir1_ray.doctor on its node")
-    unhidden = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
-    cause = unhidden if os.environ.get(unhidden, "0") not in ("0", "") else "CUDA_VISIBLE_DEVICES"
+    cause = UNHIDDEN if gpus_unhidden() else "CUDA_VISIBLE_DEVICES"
     raise UserError(
         f"{name}: sees {seen} GPUs instead of its own {given}: unset {cause} where Ray is started on its node, and in "
         "runtime environments"

@@ -18,7 +18,7 @@ from torch import Tensor
 BLOCK = 1 << 15
 """Words of 32 bits in one sum of a digest."""
 BLOCKS_AT_ONCE = 128
-"""On a GPU; their products take 32 MiB."""
+"""16 MiB of a tensor; their products, on a GPU, take 32 MiB."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,12 @@ def block_sums(tensor: Tensor) -> Tensor:
     plain sum) but for a chance of about 2^-32; blocks are told apart by their order. Integers, so that every device and
     every number of threads finds the same.
     """
-    words = _words(tensor)
+    raw = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    return torch.cat([_sums(_words(part)) for part in raw.split(4 * BLOCK * BLOCKS_AT_ONCE)])
+
+
+def _sums(words: Tensor) -> Tensor:
+    """Of whole blocks and a rest."""
     factors = _factors(words.device)
     whole = len(words) // BLOCK
     blocks, rest = words[: whole * BLOCK].view(whole, BLOCK), words[whole * BLOCK :]
@@ -108,14 +113,12 @@ def _dots(blocks: Tensor, factors: Tensor) -> Tensor:
 
 
 def _products(blocks: Tensor, factors: Tensor) -> Tensor:
-    """`blocks` @ `factors` on a GPU, which has no such product of integers: many blocks at a time."""
-    sums = [(part * factors).sum(1) for part in blocks.split(BLOCKS_AT_ONCE)]
-    return torch.cat(sums)
+    """`blocks` @ `factors` on a GPU, which has no such product of integers."""
+    return (blocks * factors).sum(1)
 
 
-def _words(tensor: Tensor) -> Tensor:
-    """The tensor's bytes as int32; zeros behind them, in a copy, where they are no multiple of four."""
-    raw = tensor.detach().contiguous().view(-1).view(torch.uint8)
+def _words(raw: Tensor) -> Tensor:
+    """Bytes as int32; zeros behind them, in a copy, where they are no multiple of four."""
     if len(raw) % 4 or raw.storage_offset() % 4:
         padded = raw.new_zeros(-(-len(raw) // 4) * 4)
         padded[: len(raw)] = raw

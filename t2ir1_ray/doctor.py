@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from actors.placement import roles
+from actors.startup import gpus_unhidden
 from rewards.experts import EXPERTS
 from t2ir1_ray import config as configuration
 from t2ir1_ray.config import Config, submitted_copy
@@ -26,7 +27,7 @@ from t2ir1_ray.fitting.inventory import count_parameters, is_hub_id, local_card,
 from t2ir1_ray.fitting.libraries import NAMES, try_to_load
 from t2ir1_ray.fitting.memory import Shapes, estimate, table
 from t2ir1_ray.fitting.node_facts import STACK, token_file
-from t2ir1_ray.fitting.nodes import DEBIAN, cluster_nodes, run_folder, submission
+from t2ir1_ray.fitting.nodes import DEBIAN, cluster_nodes, hidden_gpus, run_folder, submission
 from t2ir1_ray.fitting.published import published, published_parameters
 from t2ir1_ray.fitting.saving import saving
 from t2ir1_ray.fitting.speed import step_checks
@@ -166,6 +167,8 @@ def machines(config: Config, measure: bool = False) -> Generator[Check, None, li
         yield Check("ok", f"this machine: {os.cpu_count()} CPUs, {len(gpus)} GPUs")
         yield from _free(gpus)
         yield from cuda(gpus)
+        if gpus_unhidden():
+            yield from hidden_gpus("this machine: ", gpus)
         return [Node(os.cpu_count() or 1, len(gpus), gpus, card=local_card())]
     away = list(reachable(config))
     if away:

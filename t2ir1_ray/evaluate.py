@@ -39,7 +39,7 @@ from t2ir1_ray.entry import Parser, run_entry
 from t2ir1_ray.errors import UserError
 from t2ir1_ray.fitting.judges import expert_configs
 from t2ir1_ray.fitting.prompts import check_tokens
-from t2ir1_ray.generate import check_numbers, checkpoint_config, save_png
+from t2ir1_ray.generate import check_numbers, checkpoint_config, kept, save_png
 from t2ir1_ray.records.schema import PROMPT_SCHEMA, Rollouts
 from t2ir1_ray.records.textfile import read_text
 from t2ir1_ray.storage import OneWriter, write_whole
@@ -123,7 +123,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.against:
         wanted = [(mode, seed, item.prompt_id) for mode in job.modes for seed in job.seeds for item in items]
         base = read_base(options.against, made_with, wanted)
-    out = options.out or default_folder(options.benchmark, config.policy.path)
+    out = kept(options.out or default_folder(options.benchmark, config.policy.path))
     with OneWriter(out, "--out"):
         results = Results(out, made_with)
         _draw_and_judge(job, experts, options, needed, results)
@@ -143,7 +143,8 @@ def _understand(options: argparse.Namespace, arguments: Sequence[str]) -> None:
         )
     questions = understanding.read(options.prompts, options.images)[: options.limit]
     config = checkpoint_config(options.checkpoint, options.config, options.overrides)
-    understanding.evaluate(config, questions, options.prompts, options.out, options.against, options.actors)
+    out = kept(options.out or default_folder(UNDERSTANDING, config.policy.path))
+    understanding.evaluate(config, questions, options.prompts, out, options.against, options.actors)
 
 
 def _draw_and_judge(

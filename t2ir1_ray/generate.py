@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> None:
     prompts = [prompts[row] for row in check_tokens(prompts, form, config)]
     if options.plan:
         check_plan(options.plan, form, config)
-    out = options.out or Path("generated") / time.strftime("%Y%m%d-%H%M%S")
+    out = kept(options.out or Path("generated") / time.strftime("%Y%m%d-%H%M%S"))
     with new_folder(out):
         records = _generate(options, config, prompts, out)
         write_grid(out, records, options.num_images)
@@ -99,6 +99,13 @@ def checkpoint_config(checkpoint: str | None, name: str | None, overrides: Seque
     check_limits(config, policy)
     checked_tensors(config.policy.path, policy)
     return config
+
+
+def kept(out: Path) -> Path:
+    """The folder. Raises UserError if it would be gone when the job is over."""
+    if fault := configuration.in_submitted_copy(out):
+        raise UserError(f"--out: {out} {fault}")
+    return out
 
 
 def new_folder(path: Path) -> OneWriter:

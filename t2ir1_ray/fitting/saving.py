@@ -28,6 +28,10 @@ def saving(config: Config, shapes: Shapes) -> Iterator[Check]:
     seconds = size / rate
     text = f"one checkpoint takes {amount(size)}, about {seconds:.0f} s to write at {rate:.2g} GB/s (an estimate, "
     yield Check("ok", f"{text}from a file on {there}): give jobs {WAIT}={stop_wait_s(seconds)}")
+    limit = config.cluster.call_timeout_s
+    if 2 * seconds > limit:
+        text = f"cluster.call_timeout_s={limit:g}: a checkpoint may take longer, and the run would end: set it to"
+        yield Check("warn", f"{text} {stop_wait_s(seconds)}, or use a faster disk")
 
 
 def stop_wait_s(seconds: float) -> int:

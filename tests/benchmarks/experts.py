@@ -1,7 +1,7 @@
 """`python -m tests.benchmarks.experts [--images N] [--out FILE.json]`: images per second of every shipped expert.
 
 Batches of 1 and of 16 must give the same scores, or nothing is timed. They run in turns, so that a noisy machine
-disturbs both; the best round counts.
+disturbs both; the best round counts. Beside it, by how much scores move in a narrower dtype.
 """
 
 import argparse
@@ -24,6 +24,7 @@ ROUNDS = 3
 BATCHES = (1, 16)
 CLOSE = 1e-4
 """Between the scores of an image in batches of both sizes."""
+NARROW = ("float16", "bfloat16")
 TARGET = 2.0
 
 
@@ -59,7 +60,11 @@ def main() -> None:
         figures[kind] = {f"images_per_s_batch_{size}": round(value, 1) for size, value in best.items()}
         figures[kind]["ratio"] = round(best[16] / best[1], 2)
         figures[kind]["scores_apart"] = float(f"{apart:.1g}")
-    table = Table("expert", "batch 1, images/s", "batch 16, images/s", "ratio", "scores apart")
+        for dtype in NARROW:
+            narrow = load_expert(kind, str(shipped / kind), device=device, dtype=dtype, batch_size=16)
+            moved = np.abs(narrow.score(pixels, rows).scores - scores[1])
+            figures[kind][f"{dtype}_moves_by"] = float(f"{np.nanmax(moved):.1g}")
+    table = Table("expert", "batch 1, images/s", "batch 16, images/s", "ratio", "scores apart", *NARROW)
     for kind, found in figures.items():
         table.add_row(kind, *map(str, found.values()))
     Console().print(table)

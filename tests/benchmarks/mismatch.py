@@ -81,7 +81,8 @@ def main() -> None:
                 print(json.dumps(line), flush=True)
                 found.append(line)
     if options.out:
-        machine = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
+        processor = platform.processor() or platform.machine()
+        machine = torch.cuda.get_device_name() if torch.cuda.is_available() else processor
         options.out.write_text(json.dumps({"machine": machine, "figures": found}, indent=1) + "\n")
 
 

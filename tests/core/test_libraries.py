@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from t2ir1_ray.fitting import libraries
-from t2ir1_ray.fitting.libraries import NAMES, try_to_load
+from t2ir1_ray.fitting.libraries import try_to_load
 from tests.cpu_kinds import CPU_KINDS, pretend
 
 ROOT = Path(__file__).parents[2]
@@ -56,21 +56,13 @@ def test_what_is_not_installed_is_no_finding() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_the_pinned_libraries_load(name: str) -> None:
-    assert try_to_load(name)[0]
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", CPU_KINDS)
 def test_each_kind_of_processor_loads_its_own_build(kind: str) -> None:
     """Another one beside it ends the interpreter: what the doctor did when it named the build itself."""
-    code = "from t2ir1_ray.fitting.libraries import load\nprint(load('vllm'))"
-    done = pretend(kind, code)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-1] == CPU_KINDS[kind].build
     other = next(each.build for each in CPU_KINDS.values() if each.build != CPU_KINDS[kind].build)
+    code = "from t2ir1_ray.fitting.libraries import load\nprint(load('vllm'), flush=True)"
     done = pretend(kind, f"{code}\nimport vllm.{other.split('.')[0]}")
+    assert done.stdout.split()[-1] == CPU_KINDS[kind].build, done.stderr
     assert done.returncode == -signal.SIGABRT
 
 

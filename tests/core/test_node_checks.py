@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from actors.startup import UNHIDDEN
 from t2ir1_ray import config
 from t2ir1_ray.fitting import node_facts, nodes
 from t2ir1_ray.fitting.capacity import Check
@@ -31,6 +32,7 @@ GOOD = Facts(
     nccl_plugin=True,
     lacking=(),
     folder=None,
+    unhidden=False,
 )
 
 
@@ -52,6 +54,7 @@ def judged(store_gb: float = 200.0, **changes: object) -> list[Check]:
         ("warn", "150 GB of 1 TB are free for /tmp/ray", {"temp_gb": (1000.0, 150.0)}),
         ("FAIL", "journal.root is not the folder", {"folder": "is not the folder that the driver sees"}),
         ("FAIL", "apt-get install libnuma1", {"lacking": ("libnuma.so.1",)}),
+        ("FAIL", f"{UNHIDDEN} is set, every role would take the first GPU", {"unhidden": True, "gpu_gb": ((80, 80),)}),
         ("warn", "chmod 600", {"token_mode": 0o644}),
         ("warn", "GLOO_SOCKET_IFNAME", {"interface": None}),
         ("warn", "its clock differs by 30 s at least", {"clock": 140.0}),
@@ -69,6 +72,7 @@ def test_what_is_wrong_with_a_node_is_one_line(level: str, words: str, changes: 
 def test_a_machine_without_a_limit_may_give_its_memory_to_the_store() -> None:
     assert judged(memory_gb=300.0, limited=False) == []
     assert judged(efa=(), nccl_plugin=False, token_mode=None) == []
+    assert judged(unhidden=True) == []  # there is no GPU
 
 
 def test_a_head_that_takes_actors_is_named() -> None:

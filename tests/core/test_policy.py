@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import JanusForConditionalGeneration
 
 from t2ir1_ray.config import PolicyConfig
 from t2ir1_ray.errors import UserError
@@ -99,6 +100,25 @@ def test_a_saved_policy_holds_the_trained_parameters_in_the_stored_dtype(tiny_ja
     assert bool((saved["lm_head.weight"] == 1).all())
     assert torch.equal(saved["model.language_model.norm.weight"], torch.ones(64, dtype=torch.float16))
     assert policy.load_tokenizer(str(tmp_path / "out")).eos_token_id == EOS
+
+
+def test_a_policy_is_saved_without_being_built(
+    tiny_janus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of Janus-Pro-7B that would be 30 GB, and minutes of drawing random numbers."""
+    built = []
+    save = JanusForConditionalGeneration.save_pretrained
+
+    def spy(model: JanusForConditionalGeneration, *args: object, **options: object) -> None:
+        built.append([name for name, parameter in model.named_parameters() if not parameter.is_meta])
+        save(model, *args, **options)
+
+    monkeypatch.setattr(JanusForConditionalGeneration, "save_pretrained", spy)
+    policy.save_policy(str(tiny_janus), {}, tmp_path / "out")
+    assert built == [[]]
+    saved, before = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", tiny_janus))
+    assert saved.keys() == before.keys()
+    assert all(torch.equal(saved[name], tensor) for name, tensor in before.items())
 
 
 class _Exploit:

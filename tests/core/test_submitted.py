@@ -1,10 +1,11 @@
 """A command in a submitted job, whose working directory is Ray's temporary copy: nothing that matters is left there."""
 
+import re
 from pathlib import Path
 
 import pytest
 
-from t2ir1_ray import config, train
+from t2ir1_ray import config, evaluate, generate, train
 from t2ir1_ray.errors import UserError
 from t2ir1_ray.fitting.nodes import run_folder
 
@@ -35,6 +36,14 @@ def test_a_run_is_not_looked_for_in_the_copy(copy: Path) -> None:
     with pytest.raises(UserError) as refused:
         train.main(["--resume", "runs/mine"])
     assert str(refused.value) == f"--resume: runs/mine {MEND}"
+
+
+@pytest.mark.parametrize("out", [[], ["--out", "mine"]])
+def test_images_and_evaluations_are_not_left_in_the_copy(out: list[str], copy: Path) -> None:
+    for main, words in ((generate.main, ["a red circle"]), (evaluate.main, ["--benchmark", "shapes", "--limit", "1"])):
+        with pytest.raises(UserError, match=r"^--out: [\w/.-]+ " + re.escape(MEND)):
+            main([*words, *out])
+    assert not list(copy.iterdir())
 
 
 def test_an_absolute_folder_is_taken(copy: Path, tmp_path: Path) -> None:

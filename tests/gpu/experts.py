@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from rewards.base import Expert
-from rewards.experts import load_expert
+from rewards.experts import DTYPES, load_expert
 from t2ir1_ray.errors import RunError
 from t2ir1_ray.fitting.published import published_parameters
 from t2ir1_ray.rehearsal.experts import WRITERS
@@ -64,22 +64,24 @@ def _measured(expert: Expert, kind: Kind, count: int) -> Iterator[dict[str, obje
     peak = peak_gb(lambda: expert.score(images, rows))
     yield {"images_per_s_one_at_a_time": single, "images_per_s_batched": batched, "batch": count, "peak_GB": peak}
     scores = expert.score(images, rows).scores
-    other = "float32" if kind.dtype == "bfloat16" else "bfloat16"
-    expert.dtype = getattr(torch, other)
-    model.to(expert.dtype)
-    try:
-        changed = expert.score(images, rows).scores
-    except (RuntimeError, RunError) as error:  # which dtypes a model can take is a finding
-        yield {"dtype": other, "refused": str(error)[:200]}
-    else:
-        off = np.abs(changed - scores)
-        spread = float(scores.std())
-        yield {"dtype": other, "images_per_s_batched": rate(BATCH), "max_difference": float(off.max()), "std": spread}
+    exact = model.state_dict() if kind.dtype == "float32" else None
+    for other in (dtype for dtype in DTYPES if dtype != kind.dtype):
+        expert.dtype = getattr(torch, other)
+        model.to(expert.dtype)
+        if exact:
+            model.load_state_dict(exact)  # what the narrower dtype before has rounded away
+        try:
+            changed = expert.score(images, rows).scores
+        except (RuntimeError, RunError) as error:  # which dtypes a model can take is a finding
+            yield {"dtype": other, "refused": str(error)[:200]}
+            continue
+        apart = {"max_difference": float(np.abs(changed - scores).max()), "std": float(scores.std())}
+        yield {"dtype": other, "images_per_s_batched": rate(BATCH), **apart}
 
 
 KINDS = {
     "hps": Kind("hps_v2.1_compressed.pt", "float32", tiny_experts.write_open_clip_folder),
     "git": Kind("git-large-vqav2", "float32", tiny_experts.write_git_folder),
     "grounding_dino": Kind("grounding-dino-tiny", "float32", tiny_experts.write_grounding_dino_folder),
-    "orm": Kind("orm-t2i-r1", "bfloat16", tiny_experts.write_orm_folder),
+    "orm": Kind("orm-t2i-r1", "float16", tiny_experts.write_orm_folder),
 }

@@ -8,9 +8,11 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +29,8 @@ class Scenario:
 
     `planned`: steps that the schedules of the learner before the resume were made for, if not `steps`; `changed`:
     settings that the resumed one has instead of those in `learner`. `sampled`: log-probs of sampling are those of a
-    plain policy with the published weights, instead of the batch's; one rank.
+    plain policy with the published weights, instead of the batch's; one rank. `slow_disk_s`: how much longer an export
+    takes to write.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Scenario:
     changed: dict[str, Any] = field(default_factory=dict)
     first_shard: int | None = None  # samples of rank 0; the others share the rest equally
     sampled: bool = False
+    slow_disk_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Result:
     exported: Path = Path()
     saved: Path = Path()
     written: list[dict[str, int]] = field(default_factory=list)  # [rank]: its files in `saved`, and their bytes
+    export_s: list[float] = field(default_factory=list)  # [rank]
 
 
 def run_ranks(
@@ -77,8 +82,9 @@ def _result(folder: Path, world: int) -> Result:
     metrics = [json.loads((folder / f"metrics-{rank}.json").read_text()) for rank in range(world)]
     settings = json.loads((folder / "settings.json").read_text())
     written = [json.loads(file.read_text()) for file in sorted(folder.glob("written-*.json"))]
+    export_s = [json.loads((folder / f"export-{rank}.json").read_text()) for rank in range(world)]
     state = torch.load(folder / "state.pt", weights_only=True)
-    return Result(metrics, settings, state, folder / "exported", folder / "saved", written)
+    return Result(metrics, settings, state, folder / "exported", folder / "saved", written, export_s)
 
 
 def _write(path: Path, batch: pa.RecordBatch) -> None:
@@ -105,7 +111,16 @@ def _sampled(learner: Any, batch: LearnerBatch) -> LearnerBatch:
     return replace(batch, semantic_logprobs=semantic, image_logprobs=image)
 
 
+def _slowly(work: Callable[..., None], seconds: float) -> Callable[..., None]:
+    def slow(*args: Any) -> None:
+        time.sleep(seconds)
+        work(*args)
+
+    return slow
+
+
 def _run(scenario: Scenario, folder: Path, policy: str, rank: int, world: int, batches: int) -> None:
+    from learner import rank as rank_module
     from learner.rank import LearnerRank
 
     class Partitioning(LearnerRank):
@@ -139,7 +154,10 @@ def _run(scenario: Scenario, folder: Path, policy: str, rank: int, world: int, b
             batch = _sampled(learner, batch)
         metrics.append(learner.step(_shard(batch, rank, world, scenario.first_shard), on_policy=scenario.on_policy))
     (out / f"metrics-{rank}.json").write_text(json.dumps(metrics))
-    learner.export_policy(out / "exported")
+    begin = time.perf_counter()
+    with mock.patch.object(rank_module, "save_policy", _slowly(rank_module.save_policy, scenario.slow_disk_s)):
+        learner.export_policy(out / "exported")
+    (out / f"export-{rank}.json").write_text(json.dumps(time.perf_counter() - begin))
     state = learner.trainable_state()
     if state is not None:
         torch.save(state, out / "state.pt")

@@ -45,7 +45,7 @@ def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable[[
 
 @pytest.fixture(scope="session")
 def whole(local_ray: None, once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
-    """The run of six steps that nothing disturbed: what all others are compared with."""
+    """The run that nothing disturbed: what all others are compared with."""
     return once("whole", lambda folder: run(folder, f"train.steps={STEPS}"))
 
 

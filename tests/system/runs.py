@@ -21,7 +21,7 @@ from t2ir1_ray.trainer import train
 SMALL = ["data.prompts_per_step=2", "rollout.prompts_per_call=1", "eval.every=3", "eval.count=24"]
 SMALL += ["journal.images_every=0", "journal.keep_last=0", "journal.save_every=2"]
 """Two prompts, each a call of its own: a second rollout actor has something to do."""
-STEPS = 6
+STEPS = 8
 """Of the run that all others are compared with."""
 RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """Ray's own helpers, which look for their raylet only now and then: they end half a minute after a SIGKILL."""

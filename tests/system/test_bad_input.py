@@ -93,12 +93,13 @@ def test_a_run_folder_in_use_is_refused(tmp_path: Path) -> None:
         train(config.load(), tmp_path)
 
 
-def test_a_wrong_expert_checkpoint_is_refused_before_any_rollout(tmp_path: Path) -> None:
+def test_a_wrong_expert_checkpoint_is_refused_before_any_rollout(local_ray: None, tmp_path: Path) -> None:
     """The detector's folder in GIT's slot: only its actor finds out. The command ends with one line and exit code 2."""
     file = tmp_path / "small.yaml"
     small_config(file, experts=("git",))
     wrong = config.load().experts["grounding_dino"].path
-    arguments = ["--config", str(file), "learner.beta=0", "cluster.dashboard=false", f"experts.git.path={wrong}"]
+    arguments = ["--config", str(file), "learner.beta=0", f"experts.git.path={wrong}"]
+    arguments += [f"cluster.address={ray.get_runtime_context().gcs_address}"]
     command = [sys.executable, "-m", "t2ir1_ray.train", *arguments, f"journal.root={tmp_path}", "journal.name=run"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 2, result.stderr
