@@ -1,13 +1,13 @@
 """`python -m t2ir1_ray.evaluate --checkpoint C --benchmark NAME`: its numbers, with and without semantic-CoT.
 
 Runs on Ray: rollout actors draw, the benchmark's judges look at the images as they come. Every finished prompt is a
-line on the disk, so the same command goes on where an interrupted one stopped.
+line on the disk, so the same command goes on where an interrupted one stopped. With `--benchmark understanding` the
+checkpoint draws nothing: it is asked about images, see `benchmarks.understanding`.
 """
 
 import argparse
 import dataclasses
 import hashlib
-import json
 import os
 import sys
 from collections import deque
@@ -19,9 +19,20 @@ import pyarrow as pa
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from t2ir1_ray.benchmarks import BENCHMARKS
+from t2ir1_ray.benchmarks import BENCHMARKS, UNDERSTANDING
 from t2ir1_ray.benchmarks.base import Benchmark, Found, Item, View
-from t2ir1_ray.benchmarks.results import Results, against, beside, markdown, read_base, show, summarise
+from t2ir1_ray.benchmarks.results import (
+    Results,
+    against,
+    beside,
+    both_labels,
+    default_folder,
+    label,
+    read_base,
+    show,
+    summarise,
+    write_summary,
+)
 from t2ir1_ray.checkpoints.folder import contents_digest, resolve_checkpoint
 from t2ir1_ray.config import Config, ExpertConfig
 from t2ir1_ray.entry import Parser, run_entry
@@ -29,12 +40,16 @@ from t2ir1_ray.errors import UserError
 from t2ir1_ray.fitting.judges import expert_configs
 from t2ir1_ray.fitting.prompts import check_tokens
 from t2ir1_ray.generate import check_numbers, checkpoint_config, kept, save_png
-from t2ir1_ray.records.filenames import file_name
 from t2ir1_ray.records.schema import PROMPT_SCHEMA, Rollouts
 from t2ir1_ray.records.textfile import read_text
 from t2ir1_ray.storage import OneWriter, write_whole
 
 MODES = {"semantic-CoT": True, "prompt only": False}
+OF_DRAWING = (
+    *("plans", "seeds", "num_images", "cfg", "temperature", "expert"),
+    *("judge_url", "judge_model", "judge_key_env", "judge_threads", "judge_template"),
+)
+"""Options that say nothing where no image is drawn."""
 PENDING = 64
 """Prompts whose images are drawn while their judges still look."""
 
@@ -63,6 +78,11 @@ class Job:
 def main(arguments: Sequence[str]) -> None:
     options = _parser().parse_args(arguments)
     _check(options)
+    if options.benchmark == UNDERSTANDING:
+        _understand(options, arguments)
+        return
+    if options.images:
+        raise UserError(f"--images: {options.images}: only with --benchmark {UNDERSTANDING}")
     config = checkpoint_config(options.checkpoint, options.config, options.overrides)
     benchmark = BENCHMARKS[options.benchmark]({})
     items = benchmark.read(options.prompts)[: options.limit]
@@ -103,11 +123,28 @@ def main(arguments: Sequence[str]) -> None:
     if options.against:
         wanted = [(mode, seed, item.prompt_id) for mode in job.modes for seed in job.seeds for item in items]
         base = read_base(options.against, made_with, wanted)
-    out = kept(options.out or Path("evaluations") / file_name(f"{options.benchmark}-{label(config.policy.path)}"))
+    out = kept(options.out or default_folder(options.benchmark, config.policy.path))
     with OneWriter(out, "--out"):
         results = Results(out, made_with)
         _draw_and_judge(job, experts, options, needed, results)
         report(job, results, config.policy.path, base)
+
+
+def _understand(options: argparse.Namespace, arguments: Sequence[str]) -> None:
+    from t2ir1_ray.benchmarks import understanding
+
+    parser = _parser()
+    parser.set_defaults(**dict.fromkeys(OF_DRAWING))
+    told = vars(parser.parse_args(arguments))
+    if given := [name for name in OF_DRAWING if told[name] is not None]:
+        raise UserError(
+            f"--{given[0].replace('_', '-')}: means nothing with --benchmark {UNDERSTANDING}, which draws no images: "
+            "leave it out"
+        )
+    questions = understanding.read(options.prompts, options.images)[: options.limit]
+    config = checkpoint_config(options.checkpoint, options.config, options.overrides)
+    out = kept(options.out or default_folder(UNDERSTANDING, config.policy.path))
+    understanding.evaluate(config, questions, options.prompts, out, options.against, options.actors)
 
 
 def _draw_and_judge(
@@ -125,12 +162,6 @@ def _draw_and_judge(
         judge = Judge(*asking, **job.benchmark.judge_options) if "judge" in needed else None
         with Devices(job.config, experts, options.actors, judge) as devices:
             run(job, devices, results)
-
-
-def label(checkpoint: str) -> str:
-    """A short name; a run's checkpoint has the run's name in front: every run has a step_000120."""
-    path = Path(checkpoint)
-    return f"{path.parent.parent.name}-{path.name}" if path.parent.name == "checkpoints" else path.name
 
 
 def todo(job: Job, results: Results) -> dict[tuple[str, int], list[Item]]:
@@ -178,22 +209,14 @@ def report(
     summaries = {label(checkpoint): summary}
     show(f"{job.benchmark.name}: {checkpoint}", summary, console)
     if base:
-        this, other = label(checkpoint), label(base[0])
-        names = (this, other if other != this else f"{other} (base)")
+        names = both_labels(checkpoint, base[0])
         summaries = {names[1]: summarise(job.benchmark, job.items, base[1], job.modes)} | summaries
         show(f"{job.benchmark.name}: both checkpoints", beside(summaries), console)
         compared = against(job.benchmark, job.items, records, base[1], job.modes, names)
         for mode, found in compared.items():
             show(f"{mode}: {names[0]} against {names[1]}", found, console)
         summary["against"] = {"checkpoint": base[0], **{mode: found["figures"] for mode, found in compared.items()}}
-    document = json.loads((results.out / "settings.json").read_text()) | {
-        "standard_error": "over prompts; images and seeds of a prompt are averaged first",
-        **summary,
-    }
-    write_whole(results.out / "summary.json", json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-    row = markdown(summaries)
-    write_whole(results.out / "row.md", row)
-    print(row, end="")
+    print(write_summary(results.out, summary, summaries), end="")
     console.print(f"images, results.jsonl, summary.json, row.md in {results.out}", soft_wrap=True)
     return summary
 
@@ -240,7 +263,9 @@ def settings(job: Job, experts: dict[str, ExpertConfig], options: argparse.Names
         "modes": job.modes,
         "cfg": job.guidance,
         "temperature": job.temperature,
-        "policy": {k: v for k, v in dataclasses.asdict(job.config.policy).items() if k != "path"},
+        "policy": {
+            k: v for k, v in dataclasses.asdict(job.config.policy).items() if k not in ("path", "question_template")
+        },
         "experts": {n: {k: getattr(e, k) for k in ("kind", "path", "dtype", "options")} for n, e in experts.items()},
         "judge": options.judge_model,
         "judge_url": options.judge_url,
@@ -283,8 +308,9 @@ def _parser() -> Parser:
     parser = Parser(prog="python -m t2ir1_ray.evaluate", description="Evaluate a policy on a benchmark.")
     add = parser.add_argument
     add("--checkpoint", help="folder or hub id; default: the shapes policy that comes with this package")
-    add("--benchmark", required=True, choices=list(BENCHMARKS))
+    add("--benchmark", required=True, choices=[*BENCHMARKS, UNDERSTANDING])
     add("--prompts", type=Path, metavar="PATH", help="the benchmark's own prompt file or folder, as published")
+    add("--images", type=Path, metavar="DIR", help="understanding: the folder of the images that --prompts asks about")
     add("--config", help="how the checkpoint is prompted: shapes, janus_pro_1b, janus_pro_7b or a YAML file")
     add("--out", type=Path, metavar="DIR", help="default: evaluations/<benchmark>-<checkpoint>; resumed if it exists")
     add("--against", type=Path, metavar="DIR", help="finished evaluation of another checkpoint, to compare with")

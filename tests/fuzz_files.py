@@ -4,7 +4,7 @@ import json
 import random
 from pathlib import Path
 
-from tests.fuzz_breaking import Case, as_json, break_bytes
+from tests.fuzz_breaking import Case, as_json, break_bytes, break_value
 
 
 class Texts:
@@ -68,6 +68,39 @@ class Texts:
         (folder / "made.json").unlink()
         read = self.read(next(folder.iterdir()), "--prompts")
         assert made in (None, read), "not the prompts that the file was made of"
+
+
+class Questions:
+    """POPE's files through `pope.read_questions`, and the images that they name."""
+
+    ROWS = [
+        {"question_id": 1, "image": "cup.png", "text": "Is there a cup in the image?", "label": "yes"},
+        {"question_id": 2, "image": "cup.png", "image_id": 8, "text": "Is there a dog in the image?", "label": "no"},
+    ]  # fmt: skip
+
+    def __init__(self, scratch: Path):
+        from PIL import Image
+
+        from t2ir1_ray.benchmarks import pope
+
+        self.pope = pope
+        Image.new("RGB", (24, 24)).save(scratch / "cup.png")
+        self.cup = (scratch / "cup.png").read_bytes()
+
+    def make(self, rng: random.Random) -> Case:
+        rows = break_value(rng, self.ROWS)
+        data = b"\n".join(map(as_json, rows if isinstance(rows, list) else [rows])) + b"\n"
+        return {
+            rng.choice(("coco_pope_random.json", "mine.jsonl")): break_bytes(rng, data) if rng.random() < 0.3 else data,
+            "cup.png": break_bytes(rng, self.cup) if rng.random() < 0.2 else self.cup,
+        }
+
+    def run(self, folder: Path) -> None:
+        (file,) = folder.glob("*.json*")
+        found = self.pope.read_questions(file, folder)
+        assert len({asked.prompt_id for asked in found}) == len(found) > 0
+        assert all(asked.text.strip() and asked.source.resolve().is_relative_to(folder.resolve()) for asked in found)
+        self.pope.check_images(found)
 
 
 class Names:

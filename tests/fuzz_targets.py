@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.fuzz_breaking import JUNK, SECRET, Case, as_json, break_bytes, break_value, nasty
-from tests.fuzz_files import Images, Names, Texts
+from tests.fuzz_files import Images, Names, Questions, Texts
 from tests.fuzz_states import Metrics, Resumed, Writers
 
 
@@ -302,6 +302,7 @@ TARGETS: dict[str, Callable[[Path], Any]] = {
     "checkpoint": Checkpoint,
     "benchmark": Benchmarks,
     "texts": Texts,
+    "questions": Questions,
     "names": Names,
     "images": Images,
     "run": Runs,

@@ -6,6 +6,7 @@
 | geneval | `evaluation_metadata.jsonl` | detector, clip |
 | t2i_compbench | folder of `*_val.txt`, or one of them | vqa, detector, clip |
 | wise | folder of `*.json`, or one of them | a vision language model behind an OpenAI-compatible endpoint |
+| understanding | yes/no questions in POPE's files, and `--images`; or made for the shapes world | none: the labels |
 
 Images are kept in the published folder layouts, so that the official evaluators can be run on them as well.
 """
@@ -22,3 +23,5 @@ BENCHMARKS: dict[str, type[Benchmark]] = {
     "t2i_compbench": CompBench,
     "wise": Wise,
 }
+UNDERSTANDING = "understanding"
+"""Draws nothing: the checkpoint is asked about images instead, see `understanding.py`."""

@@ -1,7 +1,7 @@
 """The processes of an evaluation: rollout actors with the checkpoint, and the models that judge, on Ray."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Self
 
@@ -36,21 +36,18 @@ class Devices:
         self.judge = judge
         self.asked: dict[ray.ObjectRef, Pool] = {}
         judges = [Role(f"judge-{name}", e.replicas, e.num_cpus, e.num_gpus) for name, e in experts.items()]
-        drawers = Role("rollout", actors or _fitting(config, judges), config.rollout.num_cpus, config.rollout.num_gpus)
-        self.placement = _reserve([drawers, *judges], config.cluster.place_timeout_s)
+        drawers = policy_role("rollout", config, actors, judges)
+        self.placement = reserve([drawers, *judges], config.cluster.place_timeout_s)
         try:
-            pool = Pool("rollout", self._spawn(RolloutActor, drawers, (config.policy, config.rollout, False), {}))
+            pool = start(self.placement, RolloutActor, drawers, (config.policy, config.rollout, False))
             self.witnesses = {
-                name: Pool(f"judge {name}", self._spawn(WitnessActor, role, _arguments(expert), expert.runtime_env))
+                name: start(self.placement, WitnessActor, role, _arguments(expert), f"judge {name}", expert.runtime_env)
                 for role, (name, expert) in zip(judges, experts.items(), strict=True)
             }
             # The checkpoint itself is version 0, which every rollout actor has read: nothing is ever pushed.
             self.cluster = Cluster(config, self.placement, [], pool, self.witnesses, None, Published(0, None, []))
             for one in (*self.witnesses.values(), pool):
-                for index, actor in enumerate(one.actors):
-                    wait_for(
-                        actor.__ray_ready__.remote(), f"{one.name} {index}", "start", config.cluster.start_timeout_s
-                    )
+                await_start(one, config.cluster.start_timeout_s)
         except BaseException:
             self.placement.release()
             raise
@@ -86,13 +83,6 @@ class Devices:
             pool.done(handle)
         return answer
 
-    def _spawn(self, actor_class: type, role: Role, arguments: tuple[Any, ...], env: dict[str, Any]) -> list[Any]:
-        options = {"runtime_env": actor_environment(role, env), **RESTARTS}
-        return [
-            ray.remote(actor_class).options(**options, **self.placement.options(role, index)).remote(*arguments)
-            for index in range(role.count)
-        ]
-
     def __enter__(self) -> Self:
         return self
 
@@ -106,14 +96,41 @@ def _arguments(expert: ExpertConfig) -> tuple[Any, ...]:
     return expert.kind, expert.path, expert.dtype, expert.batch_size, expert.options
 
 
-def _fitting(config: Config, judges: list[Role]) -> int:
-    if config.rollout.num_gpus == 0:
-        return config.rollout.actors
-    taken = math.ceil(sum(role.count * role.num_gpus for role in judges))
-    return max(1, int((ray.cluster_resources().get("GPU", 0) - taken) // config.rollout.num_gpus))
+def policy_role(name: str, config: Config, actors: int | None, others: Sequence[Role] = ()) -> Role:
+    """Actors that hold the policy, with a rollout actor's resources. actors: how many; None: one for every GPU that the
+    others leave, on CPUs what the configuration says."""
+    each = config.rollout.num_cpus, config.rollout.num_gpus
+    if actors or config.rollout.num_gpus == 0:
+        return Role(name, actors or config.rollout.actors, *each)
+    taken = math.ceil(sum(role.count * role.num_gpus for role in others))
+    free = ray.cluster_resources().get("GPU", 0) - taken
+    return Role(name, max(1, int(free // config.rollout.num_gpus)), *each)
 
 
-def _reserve(roles: list[Role], timeout_s: float) -> Placement:
+def start(
+    placement: Placement,
+    actor_class: type,
+    role: Role,
+    arguments: tuple[Any, ...],
+    name: str | None = None,
+    env: dict[str, Any] | None = None,
+) -> Pool:
+    """Ask for a role's actors at their reserved places; name: as errors call them (default: the role's)."""
+    options = {"runtime_env": actor_environment(role, env or {}), **RESTARTS}
+    actors = [
+        ray.remote(actor_class).options(**options, **placement.options(role, index)).remote(*arguments)
+        for index in range(role.count)
+    ]
+    return Pool(name or role.name, actors)
+
+
+def await_start(pool: Pool, timeout_s: float) -> None:
+    """Raises RunError or UserError in one line if an actor does not start."""
+    for index, actor in enumerate(pool.actors):
+        wait_for(actor.__ray_ready__.remote(), f"{pool.name} {index}", "start", timeout_s)
+
+
+def reserve(roles: list[Role], timeout_s: float) -> Placement:
     """Everything at once, or a line that says what was asked for."""
     layout = placement.plan(roles)
     group = placement_group(layout.bundles, strategy="PACK", name="t2ir1_ray_evaluate")

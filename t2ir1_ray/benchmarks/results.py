@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -13,12 +13,42 @@ from rich.table import Table
 
 from t2ir1_ray.benchmarks.base import Benchmark, Estimate, Figure, Item, estimate, sign_flip_p
 from t2ir1_ray.errors import UserError
+from t2ir1_ray.records.filenames import file_name
 from t2ir1_ray.storage import AppendedLines, write_whole
 
 MAY_CHANGE = ("modes", "seeds", "prompts_path", "checkpoint", "judge_url")
 """Settings in which a resumed evaluation may differ: modes and seeds are more to do, paths are known by digests."""
 
 DIFFERENCE = "difference"
+
+
+class Words(NamedTuple):
+    """What a table's numbers are of."""
+
+    counted: str = "prompts"
+    error: str = "standard error over prompts (images and seeds of a prompt averaged first)"
+    test: str = "paired by prompt, two-sided, by flipping signs"
+    unreadable: str = "verdicts that could not be read"
+
+
+PROMPTS = Words()
+
+
+def label(checkpoint: str) -> str:
+    """A short name; a run's checkpoint has the run's name in front: every run has a step_000120."""
+    path = Path(checkpoint)
+    return f"{path.parent.parent.name}-{path.name}" if path.parent.name == "checkpoints" else path.name
+
+
+def both_labels(checkpoint: str, base: str) -> tuple[str, str]:
+    """Names of a checkpoint and of the one that it is compared with, which may be called the same."""
+    this, other = label(checkpoint), label(base)
+    return this, other if other != this else f"{other} (base)"
+
+
+def default_folder(benchmark: str, checkpoint: str) -> Path:
+    """Where an evaluation lies if nothing else is said."""
+    return Path("evaluations") / file_name(f"{benchmark}-{label(checkpoint)}")
 
 
 class Results:
@@ -135,24 +165,24 @@ def summarise(
                 if first[key] and second.get(key)
             }
             columns[DIFFERENCE] = _estimate(figure, category_of, paired, max(missing.values()))
-        figures[figure.name] = {name: _json(column) for name, column in columns.items()}
+        figures[figure.name] = {name: as_json(column) for name, column in columns.items()}
         if difference := figures[figure.name].get(DIFFERENCE):
             difference["p"] = sign_flip_p(figure, category_of, {key: value for key, (value,) in paired.items()})
     return {"figures": figures, "unreadable": unreadable}
 
 
-def show(title: str, summary: Mapping[str, Any], console: Console) -> None:
+def show(title: str, summary: Mapping[str, Any], console: Console, words: Words = PROMPTS) -> None:
     """The table for a person."""
     columns = list(next(iter(summary["figures"].values())))
-    table = Table("", *columns, "prompts", title=title, title_justify="left")
+    table = Table("", *columns, words.counted, title=title, title_justify="left")
     for name, row in summary["figures"].items():
         prompts = max((cell["prompts"] for cell in row.values() if cell), default=0)
         table.add_row(name, *[_cell(row[column], signed=column == DIFFERENCE) for column in columns], str(prompts))
-    notes = "mean ± standard error over prompts (images and seeds of a prompt averaged first), in %"
+    notes = f"mean ± {words.error}, in %"
     if DIFFERENCE in columns:
-        notes += "; p: paired by prompt, two-sided, by flipping signs"
+        notes += f"; p: {words.test}"
     if any(summary["unreadable"].values()):
-        notes += f"; verdicts that could not be read: {sum(summary['unreadable'].values())}"
+        notes += f"; {words.unreadable}: {sum(summary['unreadable'].values())}"
     table.caption, table.caption_justify = notes, "left"
     console.print(table)
 
@@ -166,6 +196,18 @@ def markdown(summaries: Mapping[str, Mapping[str, Any]]) -> str:
         modes = [mode for mode in next(iter(rows)) if mode != DIFFERENCE]
         lines += [f"| {checkpoint} | {mode} | {' | '.join(_cell(row[mode]) for row in rows)} |" for mode in modes]
     return "\n".join(lines) + "\n"
+
+
+def write_summary(
+    out: Path, summary: Mapping[str, Any], summaries: Mapping[str, Mapping[str, Any]], words: Words = PROMPTS
+) -> str:
+    """summary.json and row.md in the evaluation's folder; returns the rows. summaries: by checkpoint, for the rows."""
+    settings = json.loads((out / "settings.json").read_text())
+    document = {**settings, "standard_error": words.error.removeprefix("standard error "), **summary}
+    write_whole(out / "summary.json", json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    row = markdown(summaries)
+    write_whole(out / "row.md", row)
+    return row
 
 
 def _records(whole: bytes, path: Path, option: str) -> dict[tuple[str, int, str], dict[str, Any]]:
@@ -223,7 +265,7 @@ def _estimate(
     return estimate(figure, category_of, readable)
 
 
-def _json(found: Estimate | None) -> dict[str, Any] | None:
+def as_json(found: Estimate | None) -> dict[str, Any] | None:
     if found is None:
         return None
     return found._asdict() | {"stderr": found.stderr if math.isfinite(found.stderr) else None}

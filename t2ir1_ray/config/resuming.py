@@ -29,6 +29,7 @@ class Change(Enum):
 
 _TABLE = {
     "policy": {
+        Change.FREE: "question_template",
         Change.FIXED: "path",
         Change.FORCED: "dtype plan_system plan_template max_plan_tokens max_prompt_tokens",
     },

@@ -126,6 +126,9 @@ def check(config: Config) -> None:
     _require(
         "{prompt}" in config.policy.plan_template, "policy.plan_template", config.policy.plan_template, "lacks {prompt}"
     )
+    asked = config.policy.question_template
+    once = all(asked.count(field) == 1 for field in ("{image}", "{question}"))
+    _require(once, "policy.question_template", asked, "needs {image} and {question}, each once")
     folder = config.cluster.folder
     absolute = folder is None or folder.startswith(("/", "~"))
     _require(absolute, "cluster.folder", folder, "must be absolute: a job has another working directory")
@@ -138,7 +141,7 @@ def _check_value(key: str, value: Any) -> None:
     """What holds for every field. An expert's own options may be negative, and its weight (a penalty)."""
     own = re.match(r"experts\.[^.]*\.(options|runtime_env|weight)\b", key) is not None
     if isinstance(value, str):
-        lines = own or key.startswith("policy.plan_")
+        lines = own or key.startswith(("policy.plan_", "policy.question_"))
         _require(len(value) <= MAX_TEXT, key, one_line(value), f"longer than {MAX_TEXT} characters")
         _require("\0" not in value and (lines or value.isprintable()), key, one_line(value), "holds control characters")
     elif isinstance(value, int | float) and not isinstance(value, bool):

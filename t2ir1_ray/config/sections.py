@@ -13,6 +13,7 @@ class PolicyConfig:
     dtype: str = "bfloat16"  # of rollout and reference: float32 or bfloat16
     plan_system: str = ""  # system text in front of the planning conversation
     plan_template: str = "{prompt}"  # what the policy is asked when it plans; {prompt} is replaced
+    question_template: str = "User: {image}\n{question}\n\nAssistant:"  # how it is asked what an image shows
     max_plan_tokens: int = 512  # a plan that is not over by then is truncated (and counted)
     max_prompt_tokens: int = 256  # planning prompts longer than this are refused or skipped, see data.too_long
 

@@ -29,6 +29,8 @@ from t2ir1_ray.janus.random_policy import random_policy
 from t2ir1_ray.janus.rounding import round_as_engines
 
 BEGIN_OF_IMAGE = "<begin_of_image>"
+END_OF_IMAGE = "<end_of_image>"
+IMAGE = "<image_placeholder>"
 PAD = "<｜▁pad▁｜>"
 FROZEN = ("model.vision_model.", "model.aligner.", "model.vqmodel.", "model.generation_")
 """Parameter name prefixes that are never trained, as in the official code (grpo.py)."""
@@ -70,6 +72,16 @@ class PromptFormat:
         content = prompt if plan is None else f"{prompt}. {plan}"
         return [*self._conversation(content, ""), self.boi_id]
 
+    def question_ids(self, question: str, image_tokens: int) -> list[int]:
+        """A conversation about one image, `policy.question_template`, up to where the answer begins.
+
+        image_tokens: placeholders that the vision tower's features will replace. Control tokens of the template count,
+        those of the question are text. Raises UserError if the tokenizer has none for images.
+        """
+        image = [self.boi_id, *[self._special(IMAGE)] * image_tokens, self._special(END_OF_IMAGE)]
+        before, after = (self._with_control(part, question) for part in self.config.question_template.split("{image}"))
+        return [self.bos_id, *before, *image, *after]
+
     def unconditional_ids(self, image_prompt_ids: Sequence[int]) -> list[int]:
         return unconditional_ids(image_prompt_ids, self.pad_id)
 
@@ -79,8 +91,18 @@ class PromptFormat:
 
     def _conversation(self, content: str, system: str) -> list[int]:
         text = f"User: {content}\n\nAssistant:"
-        text = f"{system}\n\n{text}" if system else text
-        return [self.bos_id, *self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]]
+        return [self.bos_id, *self._plain(f"{system}\n\n{text}" if system else text)]
+
+    def _plain(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def _with_control(self, template: str, question: str) -> list[int]:
+        ids: list[int] = []
+        for piece in re.split(f"({CONTROL.pattern})", template):
+            token = self.tokenizer.convert_tokens_to_ids(piece) if CONTROL.fullmatch(piece) else None
+            known = token not in (None, self.tokenizer.unk_token_id)
+            ids += [token] if known else self._plain(piece.replace("{question}", question))
+        return ids
 
     def _special(self, token: str) -> int:
         index = self.tokenizer.convert_tokens_to_ids(token)

@@ -15,7 +15,15 @@ from tests import fuzz
     ("name", "count"),
     [
         *[("prompts", 300), ("config", 25), ("checkpoint", 20), ("benchmark", 150), ("run", 60)],
-        *[("texts", 200), ("names", 200), ("images", 200), ("writer", 150), ("resume", 15), ("metrics", 300)],
+        *[
+            ("texts", 200),
+            ("names", 200),
+            ("images", 200),
+            ("questions", 200),
+            ("writer", 150),
+            ("resume", 15),
+            ("metrics", 300),
+        ],
     ],
 )
 def test_the_fuzzer_is_deterministic_and_finds_nothing(name: str, count: int, tmp_path: Path) -> None:
