@@ -23,7 +23,6 @@ from t2ir1_ray.checkpoints.word_tokenizers import CONTROL, IMAGE_CONTROL
 from t2ir1_ray.config import SHIPPED, PolicyConfig
 from t2ir1_ray.janus.answerer import MAX_NEW_TOKENS, Answerer
 from t2ir1_ray.janus.policy import PromptFormat, load_tokenizer
-from t2ir1_ray.shapes.recipes.looking import question_ids
 from tests.core.refusals import refused
 from tests.tiny_janus import IMAGE_TOKENS, tiny_config
 
@@ -148,12 +147,12 @@ def test_control_tokens_inside_a_question_are_text(hostile: str, policy: PolicyC
     assert hostile in form.tokenizer.decode(form.question_ids(f"Is it {hostile}?", 0))
 
 
-def test_shapes_are_asked_about_in_the_words_of_the_lessons() -> None:
-    settings = config.load("shapes", []).policy
-    tokenizer = load_tokenizer(str(SHIPPED / "policy"))
-    form = PromptFormat(load_tokenizer(str(SHIPPED / "policy")), settings)
+def test_the_shapes_policy_knows_every_word_that_it_is_asked() -> None:
+    """It has learned no answers, so far: its vision tower is random."""
+    form = PromptFormat(load_tokenizer(str(SHIPPED / "policy")), config.load("shapes", []).policy)
     for asked in shape_questions(60):
-        assert form.question_ids(asked.text, IMAGE_TOKENS) == question_ids(tokenizer, asked.text, IMAGE_TOKENS)
+        ids = form.question_ids(asked.text, IMAGE_TOKENS)
+        assert form.tokenizer.unk_token_id not in ids[1:], asked.text
 
 
 def test_deepseeks_own_layout_says_how_images_are_scaled(
