@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +30,24 @@ from t2ir1_ray.entry import Parser, run_entry  # noqa: E402
 from t2ir1_ray.errors import RunError, UserError  # noqa: E402
 
 EXPERTS = ("hps", "git", "grounding_dino", "orm")
+GUIDED = ("rollout.guidance=1.5", "learner.image_logprobs=guided")
+CREDIT = ("entropy", "similarity", "critical")
 VARIANTS: dict[str, tuple[str, ...]] = {
     "semantic": ("learner.image_weight=0",),
     "token": ("learner.semantic_weight=0",),
     "both": (),
     "nested": ("rollout.images_per_plan=2", "learner.advantages=nested"),
-    "guided": ("rollout.guidance=1.5", "learner.image_logprobs=guided"),
+    "guided": GUIDED,
     "gdpo": ("reward.combine=gdpo",),
     **{one: tuple(f"experts.{other}.role=monitor" for other in EXPERTS if other != one) for one in EXPERTS},
+    **{f"without_{one}": (f"experts.{one}.role=monitor",) for one in EXPERTS},
+    **{f"credit_{kind}": (f"learner.token_credit={kind}",) for kind in CREDIT},
+    "credit_guidance": (*GUIDED, "learner.token_credit=guidance"),  # against `guided`
+    "band": ("learner.entropy_band=[0.9,1.1]",),
 }
 """Overrides over the shapes configuration. `both` is the recipe itself; an expert's name: it alone is the reward."""
+KINDS = {"attribute": ("color", "shape", "texture"), "relation": ("spatial", "non"), "count": ("numeracy",)}
+"""Kind of prompt -> its task types. Those of `object` have none of the three, those of `complex` several."""
 ENDS = 10
 """Steps at either end of a run over which rewards are averaged."""
 
@@ -67,6 +75,7 @@ class Row:
     change_greedy: tuple[float, float | None] | None = None
     rewarded: tuple[float, float] | None = None  # first and last steps
     others: tuple[float, float] | None = None
+    kinds: dict[str, tuple[float, float | None]] = field(default_factory=dict)  # accuracy, T = 1, on each of KINDS
 
 
 def folder(root: Path, variant: str, seed: int) -> Path:
@@ -99,8 +108,10 @@ def rows(root: Path, names: Iterable[str], seeds: Iterable[int]) -> list[Row]:
 
 def markdown(table: Sequence[Row]) -> str:
     lines = [
-        "| variant | seeds | accuracy, T = 1 | change | accuracy, greedy | change | reward | unrewarded experts |",
-        "| --- |" + " ---: |" * 7,
+        "| variant | seeds | accuracy, T = 1 | change | accuracy, greedy | change | "
+        + " | ".join(KINDS)
+        + " | reward | unrewarded experts |",
+        "| --- |" + " ---: |" * (7 + len(KINDS)),
     ]
     for row in table:
         cells = [
@@ -110,6 +121,7 @@ def markdown(table: Sequence[Row]) -> str:
             _percent(row.change, signed=True),
             _percent(row.greedy),
             _percent(row.change_greedy, signed=True),
+            *(_percent(row.kinds.get(kind)) for kind in KINDS),
             _arrow(row.rewarded),
             _arrow(row.others),
         ]
@@ -125,8 +137,8 @@ def plot(table: Sequence[Row], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 1.3 + 0.45 * len(variants)), layout="constrained")
     places = np.arange(len(variants))
     kinds = (("T = 1", "accuracy", "#3b6ea5", -0.2), ("greedy", "greedy", "#e39b3a", 0.2))
-    for label, field, colour, offset in kinds:
-        values = [getattr(row, field) for row in variants]
+    for label, share, colour, offset in kinds:
+        values = [getattr(row, share) for row in variants]
         axes.barh(
             places + offset,
             [100 * mean for mean, _ in values],
@@ -137,7 +149,7 @@ def plot(table: Sequence[Row], path: Path) -> None:
             capsize=2,
             label=label,
         )
-        axes.axvline(100 * getattr(base, field)[0], color=colour, linestyle="--", linewidth=1, label=f"base, {label}")
+        axes.axvline(100 * getattr(base, share)[0], color=colour, linestyle="--", linewidth=1, label=f"base, {label}")
     axes.set_yticks(places, [row.name for row in variants])
     axes.invert_yaxis()
     axes.set(xlabel="held-out exact accuracy (%), mean and standard error over seeds", xlim=(0, 100))
@@ -240,9 +252,9 @@ def _scores(lines: list[dict[str, Any]], experts: list[str], config: Config) -> 
 
 def _base(guidance: float, line: dict[str, float]) -> Row:
     name = "base" if guidance == 1 else f"base, guidance {guidance:g}"
-    return Row(
-        name, 0, (line["heldout/accuracy"], line["heldout/accuracy_stderr"]), (line["heldout/accuracy_greedy"], None)
-    )
+    accuracy = line["heldout/accuracy"], line["heldout/accuracy_stderr"]
+    kinds = {kind: (value, None) for kind, value in _by_kind(line).items()}
+    return Row(name, 0, accuracy, (line["heldout/accuracy_greedy"], None), kinds=kinds)
 
 
 def _row(name: str, runs: list[Figures]) -> Row:
@@ -252,7 +264,14 @@ def _row(name: str, runs: list[Figures]) -> Row:
         shares += [_mean(after), _mean(after - [run.before[key] for run in runs])]
     accuracy, change, greedy, change_greedy = shares
     rewarded, others = (tuple(np.mean([getattr(run, f) for run in runs], 0).tolist()) for f in ("rewarded", "others"))
-    return Row(name, len(runs), accuracy, greedy, change, change_greedy, rewarded, others)
+    found = [_by_kind(run.after) for run in runs]
+    kinds = {kind: _mean(np.array([each[kind] for each in found])) for kind in found[0]}
+    return Row(name, len(runs), accuracy, greedy, change, change_greedy, rewarded, others, kinds)
+
+
+def _by_kind(line: dict[str, float]) -> dict[str, float]:
+    """Accuracy at T = 1 on each of KINDS; task types are equally many among the held-out prompts."""
+    return {kind: float(np.mean([line[f"heldout/task/{task}"] for task in tasks])) for kind, tasks in KINDS.items()}
 
 
 def _mean(values: np.ndarray) -> tuple[float, float | None]:

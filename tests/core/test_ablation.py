@@ -30,6 +30,8 @@ def write_run(
     overrides = [f"train.steps={STEPS}", f"train.seed={seed}", *ablation.VARIANTS[variant]]
     configuration.save(configuration.load("shapes", overrides), run / "config.yaml")
     heldout = {"heldout/accuracy": BASE, "heldout/accuracy_greedy": BASE + 0.1, "heldout/accuracy_stderr": 0.02}
+    tasks = [task for kind in ablation.KINDS.values() for task in kind]
+    heldout |= {f"heldout/task/{task}": BASE + 0.01 * place for place, task in enumerate(tasks)}
     lines = [{"step": 0, **heldout}]
     for step in range(1, steps + 1):
         value = score[0] if step <= STEPS / 2 else score[1]
@@ -39,6 +41,7 @@ def write_run(
             line |= {f"expert/{name}/applies": applies, f"expert/{name}/mean": value}
         lines.append(line)
     lines[-1] |= {**heldout, "heldout/accuracy": after, "heldout/accuracy_greedy": after + 0.2}
+    lines[-1]["heldout/task/texture"] = after
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (run / "metrics.jsonl").write_text(text if complete else text[:-5])
 
@@ -61,6 +64,11 @@ def test_rows_hold_means_and_errors_over_seeds(root: Path) -> None:
     assert both.change == pytest.approx((0.26, 0.06 / 3**0.5))
     assert both.greedy == pytest.approx((0.76, 0.06 / 3**0.5))
     assert both.change_greedy == pytest.approx((0.36, 0.06 / 3**0.5))
+    assert {kind: mean for kind, (mean, _) in base.kinds.items()} == pytest.approx(
+        {"attribute": 0.31, "relation": 0.335, "count": 0.35}
+    )
+    assert both.kinds["attribute"] == pytest.approx(((0.30 + 0.31 + 0.56) / 3, 0.02 / 3**0.5))
+    assert both.kinds["count"] == pytest.approx((0.35, 0))
     assert semantic.accuracy == (0.35, None)
     assert hps.seeds == 1
 
@@ -109,9 +117,10 @@ def test_every_variant_is_a_valid_configuration() -> None:
 def test_the_table_is_markdown_and_json(root: Path, capsys: pytest.CaptureFixture) -> None:
     ablation.main(["--table", "--root", str(root), "--plot", str(root / "plot.svg")])
     lines = capsys.readouterr().out.splitlines()
-    assert "| base |  | 30.0 ± 2.0 |  | 40.0 |  |  |  |" in lines
-    assert "| both | 3 | 56.0 ± 3.5 | +26.0 ± 3.5 | 76.0 ± 3.5 | +36.0 ± 3.5 | 1.40 -> 2.80 |  |" in lines
-    assert "| hps | 1 | 31.0 | +1.0 | 51.0 | +11.0 | 0.40 -> 0.80 | 1.00 -> 2.00 |" in lines
+    assert "| base |  | 30.0 ± 2.0 |  | 40.0 |  | 31.0 | 33.5 | 35.0 |  |  |" in lines
+    both = ["56.0 ± 3.5", "+26.0 ± 3.5", "76.0 ± 3.5", "+36.0 ± 3.5", "39.0 ± 1.2", "33.5 ± 0.0", "35.0 ± 0.0"]
+    assert f"| both | 3 | {' | '.join(both)} | 1.40 -> 2.80 |  |" in lines
+    assert "| hps | 1 | 31.0 | +1.0 | 51.0 | +11.0 | 30.7 | 33.5 | 35.0 | 0.40 -> 0.80 | 1.00 -> 2.00 |" in lines
     assert not any(line.startswith("| token |") for line in lines)
     assert json.loads(lines[-1])["both"]["accuracy"][0] == pytest.approx(0.56)
     assert ElementTree.parse(root / "plot.svg").getroot().tag.endswith("svg")
