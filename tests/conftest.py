@@ -14,7 +14,7 @@ import pytest
 hypothesis.settings.register_profile("no deadline", deadline=None)  # others use the machine too
 hypothesis.settings.load_profile("no deadline")
 pytest_plugins = ["tests.nothing_lost"]
-LONGEST = ("test_resume", "test_readme", "test_nodes", "test_dead_processes", "test_training", "test_rank")
+LONGEST = ("test_resume", "test_readme", "test_dead_processes", "test_nodes", "test_faults", "test_rank", "test_async")
 """Files that would keep one worker busy when the other has nothing left to do, had they not begun first."""
 
 

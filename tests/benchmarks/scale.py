@@ -182,7 +182,7 @@ def expert_means() -> dict[str, float]:
     """Seconds of a group by expert."""
     config = configuration.load("janus_pro_7b")
     size = config.rollout.group_size
-    return {name: size / step_time.IMAGES_PER_S[e.kind, e.dtype] for name, e in config.experts.items()}
+    return {name: step_time.expert_seconds(replace(e, replicas=1), size, CARD) for name, e in config.experts.items()}
 
 
 def scoring_replicas(case: Case) -> dict[str, int]:

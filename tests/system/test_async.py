@@ -11,6 +11,7 @@ from t2ir1_ray import config
 from t2ir1_ray.journal.warning_signs import WarningSigns
 from t2ir1_ray.loop.in_flight import read_steps
 from t2ir1_ray.trainer import train
+from tests.system.runs import STEPS as WHOLE_STEPS
 from tests.system.runs import assert_same_metrics, metrics, small_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
@@ -44,7 +45,7 @@ def test_samples_that_are_older_than_they_say_are_told(ahead: Path, whole: Path)
     assert signs.look(first) == []
     assert ["than they say" in sentence for sentence in signs.look(second | {"staleness": 0})] == [True, True]
     signs = WarningSigns(config.load(str(whole / "config.yaml")))
-    assert [signs.look(line) for line in metrics(whole)[1:]] == [[]] * STEPS
+    assert [signs.look(line) for line in metrics(whole)[1:]] == [[]] * WHOLE_STEPS
 
 
 def test_rollouts_overlap_with_learning(ahead: Path) -> None:
