@@ -1,6 +1,7 @@
 """Short real trainings on the shapes world, and the comparison of their journals."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,8 @@ STEPS = 8
 """Of the run that all others are compared with."""
 RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """Ray's own helpers, which look for their raylet only now and then: they end half a minute after a SIGKILL."""
+ROLES = {"learner", "rollout", "reference", "expert-hps", "expert-git", "expert-grounding_dino", "expert-orm"}
+"""Of a rehearsal."""
 TIMED = ("time/", "throughput/", "usage/")
 """Beginnings of what no two runs have alike."""
 UNCOMPARED = {"rollout/images_per_s", "actors/restarts", "padding"}
@@ -130,3 +133,18 @@ def assert_same_metrics(left: list[dict[str, Any]], right: list[dict[str, Any]],
         assert timeless <= b.keys()
         for key in timeless:
             assert a[key] == pytest.approx(b[key], rel=tolerance, abs=tolerance), (a["step"], key)
+
+
+def assert_rehearsed(said: str, rollouts: int) -> None:
+    """A rehearsal with so many rollout actors says of every role what it did and what it waited for."""
+    assert "step 3/3" in said
+    table = said[re.search(r"^rehearsal: \d+\.\d s a step", said, re.MULTILINE).end() :].splitlines()
+    rows = {line.split()[0]: line.split() for line in table if line.strip() and line.split()[0] in ROLES}
+    assert rows.keys() == ROLES
+    for role, (_, count, seconds, images, peak, *_) in rows.items():
+        assert int(count) == (rollouts if role == "rollout" else 1)
+        assert float(images) > 0
+        assert float(peak) > 0.1
+        assert float(seconds) < 60
+    assert "rollouts" in " ".join(rows["learner"])
+    assert "learning" in " ".join(rows["rollout"])

@@ -21,6 +21,7 @@ from t2ir1_ray.benchmarks.judge import Judge
 from t2ir1_ray.config import SHIPPED, Config, ExpertConfig
 from t2ir1_ray.errors import RunError, UserError
 from t2ir1_ray.generate import checkpoint_config
+from tests.system.evaluations import lines, summary
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 LIMIT = 24
@@ -63,14 +64,6 @@ def standing(devices: Devices, monkeypatch: pytest.MonkeyPatch) -> None:
             yield devices
 
     monkeypatch.setattr("t2ir1_ray.benchmarks.devices.Devices", lend)
-
-
-def lines(out: Path) -> list[str]:
-    return (out / "results.jsonl").read_text().splitlines()
-
-
-def summary(out: Path) -> dict[str, Any]:
-    return json.loads((out / "summary.json").read_text())
 
 
 @pytest.fixture(scope="module")

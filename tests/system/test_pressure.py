@@ -20,6 +20,6 @@ def test_plans_that_do_not_end_and_groups_without_a_signal(tmp_path: Path, capsy
     assert line["grad_norm"] > 0
     assert "100% of the plans were cut off: raise policy.max_plan_tokens" in capsys.readouterr().out
     assert line["groups/replaced"] > 0
-    assert 0 < line["reward/zero_std_groups"] < 1  # a standard deviation of 0 to divide by
+    assert 0.5 <= line["reward/zero_std_groups"] < 1  # a standard deviation of 0 to divide by
     assert np.isfinite([line["loss"], line["grad_norm"]]).all()
     assert line["samples/dropped"] == 2 * line["groups/dropped"]

@@ -57,7 +57,9 @@ def torn(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, O
         assert errors.startswith("error: learner 0: died during")
         assert errors.endswith(f": go on with --resume {run}\n")
         assert seconds < 30
-        assert metrics(run)[4]["actors/restarts"] == 3
+        found = metrics(run)
+        assert found[4]["actors/restarts"] == 3
+        assert_same_metrics(metrics(whole)[: len(found)], found, tolerance=0)
 
         code, errors, seconds = interrupt(run, 5, psutil.Process.terminate, "--resume", str(run))
         assert code == 1

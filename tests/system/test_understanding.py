@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -14,6 +13,7 @@ from t2ir1_ray.errors import UserError
 from t2ir1_ray.generate import checkpoint_config
 from t2ir1_ray.janus.answerer import Answerer
 from t2ir1_ray.shapes.questions import KINDS
+from tests.system.evaluations import lines, summary
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 LIMIT = 24
@@ -23,14 +23,6 @@ COMMAND = ["--benchmark", "understanding", "--limit", str(LIMIT)]
 @pytest.fixture(autouse=True)
 def _connected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("actors.connect.connect", lambda cluster: None)
-
-
-def lines(out: Path) -> list[str]:
-    return (out / "results.jsonl").read_text().splitlines()
-
-
-def summary(out: Path) -> dict[str, Any]:
-    return json.loads((out / "summary.json").read_text())
 
 
 @pytest.fixture(scope="module")
