@@ -15,6 +15,7 @@ from actors.activity import Activity
 from actors.agreement import check_agreement, check_seen
 from actors.answers import check_reference, check_rollouts
 from actors.calls import Pool, first_ready, numbered, wait_for, wait_for_all
+from actors.expert import PROBE
 from actors.placement import Placement
 from actors.sampling import Sampling
 from actors.spawning import spawn
@@ -262,9 +263,9 @@ class Cluster:
         return ScoredGroup(group.prompt, rollouts, scores, reference)
 
     def score_again(self, groups: Mapping[str, tuple[dict[str, Any], Rollouts]]) -> dict[str, ExpertScores]:
-        """Each expert's scores of a group of its own: {expert: (prompt, its samples)}."""
+        """Each expert's scores of a group of its own, {expert: (prompt, its samples)}, before those that wait."""
         calls = {
-            name: self.experts[name].call("score", rollouts.to_arrow(), [prompt])
+            name: self.experts[name].call("score", rollouts.to_arrow(), [prompt], concurrency_group=PROBE)
             for name, (prompt, rollouts) in groups.items()
         }
         return {name: self._scored(name, ref, groups[name][0]) for name, ref in calls.items()}

@@ -7,7 +7,7 @@ import ray
 
 from actors.calls import Pool
 from actors.engine_environment import BATCH_INVARIANT, CPU_ENVIRONMENT, ENVIRONMENT
-from actors.expert import ExpertActor
+from actors.expert import PROBE, ExpertActor
 from actors.learner import LearnerActor
 from actors.placement import Placement, Role, roles
 from actors.reference import ReferenceActor
@@ -20,6 +20,8 @@ CUBLAS = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 REPEATED = {"max_task_retries": -1}
 """A call is repeated for as long as its actor is started again. Any other number is soon used up by a lost node: until
 Ray notices its death, after 14 s by default, its actors count as alive, and every try of a call is refused at once."""
+EXPERT_THREADS = {"max_concurrency": 2, "concurrency_groups": {PROBE: 1}}
+"""While a group is before an expert's model, the next one is made ready; a probe waits for neither."""
 CPU_ONLY = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 
 
@@ -38,10 +40,11 @@ def spawn(config: Config, reserved: Placement) -> Actors:
 
     def start(actor_class: type, role: Role, args: Sequence[Any], **options: Any) -> list[Any]:
         env = actor_environment(role, options.pop("runtime_env", {}), config.train.deterministic)
+        remote = ray.remote(concurrency_groups=options.pop("concurrency_groups", None))(actor_class)
         return [
-            ray.remote(actor_class)
-            .options(name=f"{role.name}-{i}", runtime_env=env, **reserved.options(role, i), **options)
-            .remote(*[argument(i) if callable(argument) else argument for argument in args])
+            remote.options(name=f"{role.name}-{i}", runtime_env=env, **reserved.options(role, i), **options).remote(
+                *[argument(i) if callable(argument) else argument for argument in args]
+            )
             for i in range(role.count)
         ]
 
@@ -66,6 +69,7 @@ def spawn(config: Config, reserved: Placement) -> Actors:
             by_name[f"expert-{name}"],
             (expert.kind, expert.path, expert.dtype, expert.batch_size, expert.options, retries),
             runtime_env=expert.runtime_env,
+            **EXPERT_THREADS,
             **restarts,
         )
         for name, expert in config.experts.items()

@@ -1,4 +1,4 @@
-"""What every expert shares: the protocol, the record of scores, and the loop in which one bad image hurts no other.
+"""What every expert shares: the protocol and the record of scores.
 
 A sample ends in one of three states. `ok`: it has a finite score. `na`: the expert does not apply to this prompt, which
 holds for the whole group and therefore cancels in the advantage. `failed`: this one image could not be read, so the
@@ -8,7 +8,7 @@ a broken reward must stop the step rather than train on noise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -73,54 +73,15 @@ def read_image(item: Any) -> np.ndarray:
     return item
 
 
-def score_in_batches(
-    name: str,
-    images: Images,
-    rows: Sequence[Row],
-    applies_to: Callable[[Row], bool],
-    score_batch: Callable[[list[np.ndarray], list[Row]], np.ndarray],
-    batch_size: int,
-) -> ExpertScores:
-    """Run `score_batch` over the samples that apply and can be read; mark the others "na" or "failed".
-
-    score_batch: takes up to `batch_size` images and their rows and returns one float each.
-    Raises ValueError if images and rows differ in number, NonFiniteScore if a score is NaN or infinite.
-    """
-    if len(images) != len(rows):
-        raise ValueError(f"{name}: {len(images)} images for {len(rows)} prompts")
-    scores = np.full(len(rows), np.nan, np.float32)
-    status: list[str] = ["na"] * len(rows)
-    errors: list[str | None] = [None] * len(rows)
-    readable: dict[int, np.ndarray] = {}
-    for index, (item, row) in enumerate(zip(images, rows, strict=True)):
-        if not applies_to(row):
-            continue
-        try:
-            readable[index] = read_image(item)
-        except ValueError as error:
-            status[index], errors[index] = "failed", str(error)
-
-    indices = list(readable)
-    for start in range(0, len(indices), batch_size):
-        batch = indices[start : start + batch_size]
-        values = np.asarray(score_batch([readable[i] for i in batch], [rows[i] for i in batch]), np.float32)
-        if not np.isfinite(values).all():
-            bad = batch[int(np.flatnonzero(~np.isfinite(values))[0])]
-            raise _not_finite(name, bad, rows)
-        scores[batch] = values
-        for index in batch:
-            status[index] = "ok"
-    return ExpertScores(scores, status, errors)
-
-
 def check_finite(name: str, scores: ExpertScores, rows: Sequence[Row]) -> None:
     """Raise NonFiniteScore if a sample has the status "ok" without a finite score."""
     for index, (score, status) in enumerate(zip(scores.scores, scores.status, strict=True)):
         if status == "ok" and not np.isfinite(score):
-            raise _not_finite(name, index, rows)
+            raise not_finite(name, index, rows)
 
 
-def _not_finite(name: str, index: int, rows: Sequence[Row]) -> NonFiniteScore:
+def not_finite(name: str, index: int, rows: Sequence[Row]) -> NonFiniteScore:
+    """The error that names the sample."""
     row = rows[index]
     prompt = f"{row['prompt_id']}, {row['prompt']!r}" if "prompt_id" in row else repr(row.get("prompt"))
     return NonFiniteScore(f"{name}: score of sample {index} is not finite (prompt {prompt})")

@@ -23,12 +23,12 @@ class BlipExpert(vqa.VqaExpert):
     image_processor_class = BlipImageProcessorPil
 
     @torch.inference_mode()
-    def _score_batch(self, images: list[np.ndarray], rows: list[Row]) -> np.ndarray:
+    def score_batch(self, prepared: list[Tensor], rows: list[Row]) -> np.ndarray:
         asked = [(index, f"{name}?") for index, row in enumerate(rows) for name in vqa.objects_of(row)]
         scores = np.ones(len(rows), np.float32)  # nothing to ask means nothing is wrong
         if not asked:
             return scores
-        pixels = self.image_processor(images=images, return_tensors="pt").pixel_values
+        pixels = torch.stack(prepared)
         features = self.model.vision_model(pixel_values=pixels.to(self.device, self.dtype)).last_hidden_state
         image_of = torch.tensor([index for index, _ in asked])
         answers = self._answers(features, image_of, [question for _, question in asked])

@@ -22,26 +22,25 @@ class GitExpert(vqa.VqaExpert):
     model_class = GitForCausalLM
     image_processor_class = CLIPImageProcessorPil
 
-    def _score_batch(self, images: list[np.ndarray], rows: list[Row]) -> np.ndarray:
+    def score_batch(self, prepared: list[Tensor], rows: list[Row]) -> np.ndarray:
         objects = [vqa.objects_of(row) for row in rows]
         scores = np.ones(len(rows), np.float32)  # officially nothing to ask means nothing is wrong
         asked = [index for index, names in enumerate(objects) if names]
         if asked:
-            answers = self.ask([images[i] for i in asked], [[f"{name}?" for name in objects[i]] for i in asked])
+            answers = self.ask([prepared[i] for i in asked], [[f"{name}?" for name in objects[i]] for i in asked])
             scores[asked] = [answer.mean().item() for answer in answers]
         return scores
 
     @torch.inference_mode()
-    def ask(self, images: list[np.ndarray], questions: list[list[str]]) -> list[Tensor]:
-        """p(yes) for every question of every image, each image encoded once; no image may go without a question."""
+    def ask(self, images: list[Tensor], questions: list[list[str]]) -> list[Tensor]:
+        """p(yes) for every question of every prepared image, each encoded once; none may go without a question."""
         most = max(map(len, questions))
         # GIT tiles the image features over the text rows, so row r sees image r % N: rows go question by question.
         # An image with fewer questions repeats its first one.
         rows = [own[k] if k < len(own) else own[0] for k in range(most) for own in questions]
         input_ids, mask, last = self._encode(rows)
-        pixels = self.image_processor(images=images, return_tensors="pt").pixel_values
         logits = self.model(
-            pixel_values=pixels.to(self.device, self.dtype),
+            pixel_values=torch.stack(images).to(self.device, self.dtype),
             input_ids=input_ids,
             attention_mask=mask,
             use_cache=False,

@@ -49,18 +49,21 @@ class GroundingDinoExpert(DetectorExpert):
         self.image_processor = load_image_processor(GroundingDinoImageProcessorPil, path)
         self.device, self.dtype = device, getattr(torch, dtype)
 
+    def prepare(self, image: np.ndarray) -> Tensor:
+        """(3, H, W) float32, as the checkpoint's processor says."""
+        return self.image_processor(images=image, return_tensors="pt").pixel_values[0]
+
     @torch.inference_mode()
-    def detect(self, images: Sequence[np.ndarray], nouns: Sequence[Sequence[str]]) -> list[list[Detection]]:
-        pixels = [self.image_processor(images=image, return_tensors="pt").pixel_values[0] for image in images]
-        found: list[list[Detection]] = [[] for _ in images]
-        for shape in dict.fromkeys(image.shape for image in pixels):  # one size per pass: padding would move the boxes
-            members = [index for index, image in enumerate(pixels) if image.shape == shape]
-            results = self._detect_same_size(torch.stack([pixels[i] for i in members]), [nouns[i] for i in members])
+    def find(self, prepared: Sequence[Tensor], nouns: Sequence[Sequence[str]]) -> list[list[Detection]]:
+        found: list[list[Detection]] = [[] for _ in prepared]
+        for shape in dict.fromkeys(image.shape for image in prepared):  # one size per pass: padding moves the boxes
+            members = [index for index, image in enumerate(prepared) if image.shape == shape]
+            results = self._find_same_size(torch.stack([prepared[i] for i in members]), [nouns[i] for i in members])
             for index, result in zip(members, results, strict=True):
                 found[index] = result
         return found
 
-    def _detect_same_size(self, pixels: Tensor, nouns: list[Sequence[str]]) -> list[list[Detection]]:
+    def _find_same_size(self, pixels: Tensor, nouns: list[Sequence[str]]) -> list[list[Detection]]:
         captions = [caption_of(names, whole_nouns=self.compat == "fixed") for names in nouns]
         encoded = self.tokenizer(
             [caption.text for caption in captions],

@@ -5,7 +5,6 @@ Paper: arXiv 2306.09341. Weights: `HPS_v2.1_compressed.pt` (ViT-H-14), which pla
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from rewards.base import ExpertScores, Images, Row, index_of_each, score_in_batches
+from rewards.base import Row, index_of_each
+from rewards.batched import BatchedExpert
 from rewards.checkpoint import checkpoint_path
 from rewards.clip import load_clip
 from rewards.image_processor import check_normalisation
 
 
-class HpsExpert:
+class HpsExpert(BatchedExpert):
     """Human preference of an image for its prompt, in -1..1 (0.2-0.35 is usual). Applies to every prompt."""
 
     name = "hps"
@@ -30,9 +30,10 @@ class HpsExpert:
         self, path: str, device: str = "cpu", dtype: str = "float32", arch: str = "ViT-H-14", batch_size: int = 32
     ) -> None:
         """path: `HPS_v2.1_compressed.pt` with its architecture `arch`, or a folder in open_clip's own layout."""
+        super().__init__(batch_size)
         check_normalisation(Path(checkpoint_path(path)), open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
         self.model, self.tokenizer = load_clip(path, arch, device, dtype)
-        self.device, self.dtype, self.batch_size = device, getattr(torch, dtype), batch_size
+        self.device, self.dtype = device, getattr(torch, dtype)
         size = self.model.visual.image_size
         self.size = size[0] if isinstance(size, tuple) else size
         self.mean, self.std = (
@@ -40,26 +41,19 @@ class HpsExpert:
             for values in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
         )
 
-    def applies_to(self, row: Row) -> bool:
-        return True
-
-    def score(self, images: Images, rows: Sequence[Row]) -> ExpertScores:
-        return score_in_batches(self.name, images, rows, self.applies_to, self._score_batch, self.batch_size)
-
-    @torch.inference_mode()
-    def _score_batch(self, images: list[np.ndarray], rows: list[Row]) -> np.ndarray:
-        prompts, prompt_of_row = index_of_each([row["prompt"] for row in rows])  # a group shares its prompt
-        text = self.model.encode_text(self.tokenizer(prompts).to(self.device), normalize=True)
-        image = self.model.encode_image(self._preprocess(images).to(self.dtype), normalize=True)
-        return (image.float() * text.float()[prompt_of_row]).sum(-1).cpu().numpy()
-
-    def _preprocess(self, images: list[np.ndarray]) -> Tensor:
-        """(N, 3, size, size) float32: longest side to `size`, zero padding to a square, CLIP's mean and deviation.
+    def prepare(self, image: np.ndarray) -> Tensor:
+        """(1, 3, size, size) float32: longest side to `size`, zero padding to a square, CLIP's mean and deviation.
 
         This is the preprocessing of the hpsv2 package; open_clip's default crops instead.
         """
-        pixels = torch.cat([resize_longest(torch.tensor(one, device=self.device), self.size) for one in images])
-        return (pixels - self.mean) / self.std
+        return (resize_longest(torch.tensor(image, device=self.device), self.size) - self.mean) / self.std
+
+    @torch.inference_mode()
+    def score_batch(self, prepared: list[Tensor], rows: list[Row]) -> np.ndarray:
+        prompts, prompt_of_row = index_of_each([row["prompt"] for row in rows])  # a group shares its prompt
+        text = self.model.encode_text(self.tokenizer(prompts).to(self.device), normalize=True)
+        image = self.model.encode_image(torch.cat(prepared).to(self.dtype), normalize=True)
+        return (image.float() * text.float()[prompt_of_row]).sum(-1).cpu().numpy()
 
 
 def resize_longest(image: Tensor, size: int) -> Tensor:

@@ -11,7 +11,6 @@ sigmoid((logit_yes - logit_no) / temperature).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,8 @@ from torch import Tensor
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
 from rewards import vqa
-from rewards.base import ExpertScores, Images, Row, score_in_batches
+from rewards.base import Row
+from rewards.batched import BatchedExpert
 from rewards.checkpoint import FIELD, checkpoint_path, load_pretrained, load_tokenizer
 from rewards.image_processor import check_normalisation
 from t2ir1_ray.checkpoints.folder import read_config as checkpoint_config
@@ -63,7 +63,7 @@ MEAN = STD = (0.5, 0.5, 0.5)
 """Of SigLIP's pixels in 0..1; `pad_and_resize` applies them."""
 
 
-class OrmExpert:
+class OrmExpert(BatchedExpert):
     """Probability that the image represents its prompt, in 0..1. Applies to every prompt."""
 
     name = "orm"
@@ -81,6 +81,7 @@ class OrmExpert:
     ) -> None:
         """temperature: divides the logits; 0.3 is the official sampling temperature. template: the conversation, with
         {image} and {prompt}; default: `question_template` of the checkpoint's config.json, else QWEN_1_5."""
+        super().__init__(batch_size)
         if temperature <= 0:
             raise UserError(f"expert temperature: {temperature} must be above 0")
         path = checkpoint_path(path)
@@ -95,33 +96,26 @@ class OrmExpert:
         )
         self.yes_no = vqa.yes_no_ids(self.tokenizer)
         self.control = re.compile("|".join(map(re.escape, self.tokenizer.get_added_vocab())) or "(?!)")
-        self.device, self.dtype, self.batch_size, self.temperature = (
-            device,
-            getattr(torch, dtype),
-            batch_size,
-            temperature,
-        )
+        self.device, self.dtype, self.temperature = device, getattr(torch, dtype), temperature
         vision = config.vision_config
         self.image_size, self.image_token = vision.image_size, config.image_token_index
         self.image_length = (vision.image_size // vision.patch_size) ** 2 + 1  # and one "newline" token
 
-    def applies_to(self, row: Row) -> bool:
-        return True
-
-    def score(self, images: Images, rows: Sequence[Row]) -> ExpertScores:
-        return score_in_batches(self.name, images, rows, self.applies_to, self._score_batch, self.batch_size)
+    def prepare(self, image: np.ndarray) -> Tensor:
+        """(3, size, size) float32 in -1..1."""
+        return pad_and_resize(image, self.image_size)
 
     @torch.inference_mode()
-    def _score_batch(self, images: list[np.ndarray], rows: list[Row]) -> np.ndarray:
+    def score_batch(self, prepared: list[Tensor], rows: list[Row]) -> np.ndarray:
         input_ids, mask = self._encode([row["prompt"] for row in rows])
-        pixels = torch.stack([pad_and_resize(image, self.image_size) for image in images])
+        pixels = torch.stack(prepared)
         logits = self.model(
             input_ids=input_ids,
             attention_mask=mask,
             position_ids=(mask.cumsum(1) - 1).clamp(min=0),
             pixel_values=pixels[:, None].to(self.device, self.dtype),
-            image_sizes=torch.tensor([[self.image_size, self.image_size]] * len(images)),
-            batch_num_images=[len(images) + 1],  # any number but 1 says: one view per image, no tiling
+            image_sizes=torch.tensor([[self.image_size, self.image_size]] * len(rows)),
+            batch_num_images=[len(rows) + 1],  # any number but 1 says: one view per image, no tiling
             logits_to_keep=1,
             use_cache=False,
         ).logits[:, -1]

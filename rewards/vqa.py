@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rewards.base import ExpertScores, Images, Row, score_in_batches
+from rewards.base import Row
+from rewards.batched import BatchedExpert
 from rewards.checkpoint import checkpoint_path, load_pretrained, load_tokenizer
 from rewards.image_processor import load_image_processor
 from t2ir1_ray.errors import UserError
@@ -19,8 +18,11 @@ NOT_ASKED = frozenset({"spatial", "numeracy"})
 """Task types left to the detector: officially the VQA reward is 0 for them, which cancels in the advantage."""
 
 
-class VqaExpert(ABC):
-    """Share of the prompt's objects that the model sees, in 0..1. Does not apply to spatial and numeracy prompts."""
+class VqaExpert(BatchedExpert):
+    """The mean of p(yes) over the prompt's objects, in 0..1; 1 where there is nothing to ask.
+
+    Does not apply to spatial and numeracy prompts.
+    """
 
     name: ClassVar[str]
     model_class: ClassVar[Any]  # of transformers
@@ -28,23 +30,21 @@ class VqaExpert(ABC):
     value_range = (0.0, 1.0)
 
     def __init__(self, path: str, device: str = "cpu", dtype: str = "float32", batch_size: int = 16) -> None:
+        super().__init__(batch_size)
         path = checkpoint_path(path)
         self.model = load_pretrained(self.model_class, path, device, dtype)
         self.tokenizer = load_tokenizer(path)
         side = self.model.config.vision_config.image_size
         self.image_processor = load_image_processor(self.image_processor_class, path, side)
         self.yes_no = yes_no_ids(self.tokenizer)
-        self.device, self.dtype, self.batch_size = device, getattr(torch, dtype), batch_size
+        self.device, self.dtype = device, getattr(torch, dtype)
 
     def applies_to(self, row: Row) -> bool:
         return row.get("task_type") not in NOT_ASKED
 
-    def score(self, images: Images, rows: Sequence[Row]) -> ExpertScores:
-        return score_in_batches(self.name, images, rows, self.applies_to, self._score_batch, self.batch_size)
-
-    @abstractmethod
-    def _score_batch(self, images: list[np.ndarray], rows: list[Row]) -> np.ndarray:
-        """The mean of p(yes) over each row's objects, 1 where there is nothing to ask."""
+    def prepare(self, image: np.ndarray) -> Tensor:
+        """(3, H, W) float32, as the checkpoint's processor says."""
+        return self.image_processor(images=image, return_tensors="pt").pixel_values[0]
 
 
 def objects_of(row: Row) -> list[str]:

@@ -67,18 +67,21 @@ class YoloWorldExpert(DetectorExpert):
         self.text_model, self.tokenizer = load_clip(text_path, text_arch, device, dtype)
         self.device, self.dtype = device, getattr(torch, dtype)
 
+    def prepare(self, image: np.ndarray) -> tuple[Tensor, Frame]:
+        """See `letterbox`."""
+        return letterbox(image, self.image_size)
+
     @torch.inference_mode()
-    def detect(self, images: Sequence[np.ndarray], nouns: Sequence[Sequence[str]]) -> list[list[Detection]]:
+    def find(self, prepared: Sequence[tuple[Tensor, Frame]], nouns: Sequence[Sequence[str]]) -> list[list[Detection]]:
         # A shorter class list is filled by repeating a real class, which leaves the other scores exactly as they were.
         classes = max(map(len, nouns))
         filled = [[*names, *[names[0]] * (classes - len(names))] for names in nouns]
-        boxed = [letterbox(image, self.image_size) for image in images]
-        pixels = torch.stack([pixels for pixels, _ in boxed]).to(self.device, self.dtype)
+        pixels = torch.stack([pixels for pixels, _ in prepared]).to(self.device, self.dtype)
         self.net.model[-1].nc = classes
         output = self.net.predict(pixels, txt_feats=self._text_features(filled))[0].float().cpu()
         return [
             self._above_threshold(output[index], names, frame)
-            for index, (names, (_, frame)) in enumerate(zip(nouns, boxed, strict=True))
+            for index, (names, (_, frame)) in enumerate(zip(nouns, prepared, strict=True))
         ]
 
     def _text_features(self, nouns: list[list[str]]) -> Tensor:

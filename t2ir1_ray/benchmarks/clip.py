@@ -8,20 +8,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rewards.base import ExpertScores, Images, Row, score_in_batches
+from rewards.base import Row
+from rewards.batched import BatchedExpert
 from rewards.clip import load_clip
 from t2ir1_ray.benchmarks.geneval import COLOR_TEMPLATES, COLORS
 
 
-class Clip:
+class Clip(BatchedExpert):
     """open_clip's own preprocessing: shortest side bicubic, then the centre."""
 
     name = "clip"
+    value_range = (-1.0, 1.0)
 
     def __init__(self, path: str, device: str, dtype: str, batch_size: int, arch: str = "ViT-B-32-quickgelu"):
         """path, arch: as in `rewards.clip.load_clip`."""
+        super().__init__(batch_size)
         self.model, self.tokenizer = load_clip(path, arch, device, dtype)
-        self.device, self.dtype, self.batch_size = device, getattr(torch, dtype), batch_size
+        self.device, self.dtype = device, getattr(torch, dtype)
         self.transform = open_clip.image_transform(
             self.model.visual.image_size,
             is_train=False,
@@ -29,8 +32,15 @@ class Clip:
             std=open_clip.OPENAI_DATASET_STD,
         )
 
-    def score(self, images: Images, rows: Sequence[Row]) -> ExpertScores:
-        return score_in_batches(self.name, images, rows, lambda row: True, self._cosines, self.batch_size)
+    def prepare(self, image: np.ndarray) -> Tensor:
+        """(3, size, size) float32."""
+        return self.transform(Image.fromarray(image))
+
+    @torch.inference_mode()
+    def score_batch(self, prepared: list[Tensor], rows: list[Row]) -> np.ndarray:
+        """Cosines of images and prompts."""
+        texts = self._texts([row["prompt"] for row in rows])
+        return (self._images(prepared) * texts).sum(-1).cpu().numpy()
 
     @torch.inference_mode()
     def colors(self, crops: Sequence[Image.Image], name: str) -> list[str]:
@@ -40,15 +50,11 @@ class Clip:
         texts = [template.format(color=color, name=name) for color in COLORS for template in COLOR_TEMPLATES]
         features = self._texts(texts).view(len(COLORS), len(COLOR_TEMPLATES), -1).mean(1)
         features = features / features.norm(dim=-1, keepdim=True)
-        return [COLORS[index] for index in (self._images(crops) @ features.T).argmax(-1).tolist()]
+        images = self._images([self.transform(crop) for crop in crops])
+        return [COLORS[index] for index in (images @ features.T).argmax(-1).tolist()]
 
-    @torch.inference_mode()
-    def _cosines(self, images: list[np.ndarray], rows: list[Row]) -> np.ndarray:
-        texts = self._texts([row["prompt"] for row in rows])
-        return (self._images([Image.fromarray(image) for image in images]) * texts).sum(-1).cpu().numpy()
-
-    def _images(self, images: Sequence[Image.Image]) -> Tensor:
-        pixels = torch.stack([self.transform(image) for image in images]).to(self.device, self.dtype)
+    def _images(self, prepared: Sequence[Tensor]) -> Tensor:
+        pixels = torch.stack(list(prepared)).to(self.device, self.dtype)
         return self.model.encode_image(pixels, normalize=True).float()
 
     def _texts(self, texts: Sequence[str]) -> Tensor:

@@ -3,6 +3,7 @@
 Their processes import neither torch nor vLLM. What they do beside sleeping counts as part of the sleep.
 """
 
+import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -95,12 +96,16 @@ class Rollout(StandIn):
 
 
 class Expert(StandIn):
-    """In place of `actors.expert.ExpertActor`."""
+    """In place of `actors.expert.ExpertActor`, with a model that is busy with one group at a time."""
+
+    def __init__(self, *_: Any):
+        super().__init__()
+        self.model = threading.Lock()
 
     def score(self, rollouts: pa.RecordBatch, prompts: list[dict[str, Any]]) -> pa.RecordBatch:
         samples = Rollouts.from_arrow(rollouts)
         step, prompt = int(samples.seed[0]), samples.prompt_id[0]
-        with self.lasting(self.role, step, prompt):
+        with self.model, self.lasting(self.role, step, prompt):
             noise = np.random.default_rng((step, zlib.crc32(f"{self.role} {prompt}".encode())))
             score = noise.random(samples.sample.max() + 1, np.float32)[samples.sample]  # an image's, wherever it stands
             return Scores(score, ["ok"] * len(samples), [None] * len(samples)).to_arrow()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ class FaultyHps(HpsExpert):
     def __init__(self, path: str, accidents: Sequence[str], calls: str, **options: Any):
         super().__init__(path, **options)
         self.accidents, self.calls = accidents, Path(calls)
+        self.counting = threading.Lock()
 
     def score(self, images: Images, rows: Sequence[Row]) -> ExpertScores:
         accident = self._next()
@@ -42,7 +44,7 @@ class FaultyHps(HpsExpert):
         return found
 
     def _next(self) -> str:
-        with self.calls.open("ab") as file:
+        with self.counting, self.calls.open("ab") as file:
             number = file.tell()
             file.write(b".")
         return self.accidents[number] if number < len(self.accidents) else "none"

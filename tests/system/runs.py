@@ -56,7 +56,9 @@ def command_line(folder: Path, *overrides: str) -> list[str]:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """The whole lines of a journal: a run that is going on may be in the middle of one."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def has_done(folder: Path, step: int) -> bool:

@@ -114,7 +114,7 @@ def test_who_watches_such_a_run_sees_it_all(torn: tuple[Path, Onlooker | None]) 
     assert onlooker.seen[-1]["lanes"] == 2 + 4, "an axis, whom all wait for, and an actor of each kind"
     history = read_run(run).history
     assert [tile["step"] for tile in history.tiles if tile["kind"] == "step"] == list(range(STEPS + 1))
-    assert len(history.began) == 4
+    assert len(history.began) in (3, 4), "4, or 3 if chaos killed the job before it had told that it began"
 
 
 def test_a_changed_run_is_refused_unless_forced(whole: Path) -> None:
