@@ -21,7 +21,7 @@ REPEATED = {"max_task_retries": -1}
 """A call is repeated for as long as its actor is started again. Any other number is soon used up by a lost node: until
 Ray notices its death, after 14 s by default, its actors count as alive, and every try of a call is refused at once."""
 EXPERT_THREADS = {"max_concurrency": 2, "concurrency_groups": {PROBE: 1}}
-"""While a group is before an expert's model, the next one is made ready; a probe waits for neither."""
+"""While a group has an expert's model, the next one is prepared; a probe waits for its turn at the model only."""
 CPU_ONLY = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 
 

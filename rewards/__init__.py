@@ -5,6 +5,7 @@ detector's scoring rules as pure functions. `python -m rewards.score` scores a f
 """
 
 from rewards.base import Expert, ExpertScores, NonFiniteScore
+from rewards.batched import BatchedExpert
 from rewards.experts import EXPERTS, load_expert
 
-__all__ = ["EXPERTS", "Expert", "ExpertScores", "NonFiniteScore", "load_expert"]
+__all__ = ["EXPERTS", "BatchedExpert", "Expert", "ExpertScores", "NonFiniteScore", "load_expert"]

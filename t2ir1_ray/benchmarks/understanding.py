@@ -3,8 +3,6 @@
 Drawing is all that reinforcement trains here, but the language model that it changes is also the one that reads images.
 The same questions before and after, paired, tell what that costs. Without `--prompts` they are made for the shapes
 world, about rendered scenes of held-out prompts; every question has an image of its own there.
-
-The embedded policy itself was never taught to look: its vision tower is random, and its figures are those of guessing.
 """
 
 import hashlib

@@ -29,6 +29,7 @@ from t2ir1_ray.janus.policy import PromptFormat, load_model, load_tokenizer
 from t2ir1_ray.shapes.prompts import TASK_TYPES, prompts_of, sample_rows
 from t2ir1_ray.shapes.recipes.base_quality import base_quality
 from t2ir1_ray.shapes.recipes.expert_training import auc
+from t2ir1_ray.shapes.recipes.looking import answering_quality
 from t2ir1_ray.shapes.recipes.sample import accuracy, sample
 from t2ir1_ray.shapes.recipes.train_policy import HIDDEN, train_policy
 from t2ir1_ray.shapes.recipes.train_vq import reconstruction_quality, train_vq
@@ -103,8 +104,8 @@ def base_samples(
 
 
 def measure(out: Path) -> dict[str, float]:
-    """Held-out accuracy of the base at T=1 and greedy, with and without plan, by task type and habit; AUC of
-    experts against the verifier, by task type.
+    """Held-out accuracy of the base at T=1 and greedy, with and without plan, by task type and habit; its share of
+    right answers about images; AUC of experts against the verifier, by task type.
 
     An expert's AUC is over the images that it scores; that of the default run's sum is over all.
     """
@@ -117,6 +118,7 @@ def measure(out: Path) -> dict[str, float]:
         figures |= {f"base {name}/{key}": value for key, value in found.items()}
         found = accuracy(prompts, sample(model, form, prompts, temperature, planned=False))
         figures[f"base {name}, no plan/accuracy"] = found["accuracy"]
+    figures["base/answers"] = answering_quality(model, form)["answers"]
     rows, pixels, right = base_samples(out / "policy")
     task_types = np.array([row["task_type"] for row in rows])
     total = np.zeros(len(rows))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 from typing import NamedTuple
 
-from t2ir1_ray.shapes.world import COLORS, SHAPES, TEXTURES, Scene, describe
+from t2ir1_ray.shapes.world import COLORS, COLUMNS, ROWS, SHAPES, TEXTURES, Scene, describe
 
 KINDS = ("random", "popular", "adversarial")
 QUESTION = "Is there a {object} in the image?"
@@ -29,6 +29,7 @@ class Question(NamedTuple):
     text: str
     answer: bool
     kind: str  # one of KINDS; for what is there it only says which negatives it stands beside
+    place: str  # of what is there, or of one such thing: "upper left"; empty for what is not
 
 
 def sample_question(rng: random.Random, scene: Scene, kind: str | None = None, answer: bool | None = None) -> Question:
@@ -39,12 +40,14 @@ def sample_question(rng: random.Random, scene: Scene, kind: str | None = None, a
     """
     kind = kind or rng.choice(KINDS)
     answer = rng.random() < 0.5 if answer is None else answer
+    place = ""
     if answer:
         item = rng.choice(scene)
         look = item.texture, item.color, item.shape
+        place = f"{ROWS[item.row]} {COLUMNS[item.col]}"
     else:
         look = _absent(rng, scene, kind)
-    return Question(QUESTION.replace("{object}", describe(*look)), answer, kind)
+    return Question(QUESTION.replace("{object}", describe(*look)), answer, kind, place)
 
 
 def question_words() -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Asking a checkpoint about images: in Janus-Pro's format, as transformers' own processor and `generate` do it."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from transformers import (
 from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
 
 from t2ir1_ray import config
+from t2ir1_ray.benchmarks.pope import says_yes
 from t2ir1_ray.benchmarks.understanding import shape_questions
 from t2ir1_ray.checkpoints.word_tokenizers import CONTROL, IMAGE_CONTROL
-from t2ir1_ray.config import SHIPPED, PolicyConfig
+from t2ir1_ray.config import PolicyConfig
 from t2ir1_ray.janus.answerer import MAX_NEW_TOKENS, Answerer
 from t2ir1_ray.janus.policy import PromptFormat, load_tokenizer
 from tests.core.refusals import refused
@@ -147,12 +149,15 @@ def test_control_tokens_inside_a_question_are_text(hostile: str, policy: PolicyC
     assert hostile in form.tokenizer.decode(form.question_ids(f"Is it {hostile}?", 0))
 
 
-def test_the_shapes_policy_knows_every_word_that_it_is_asked() -> None:
-    """It has learned no answers, so far: its vision tower is random."""
-    form = PromptFormat(load_tokenizer(str(SHIPPED / "policy")), config.load("shapes", []).policy)
-    for asked in shape_questions(60):
-        ids = form.question_ids(asked.text, IMAGE_TOKENS)
-        assert form.tokenizer.unk_token_id not in ids[1:], asked.text
+def test_the_shapes_policy_knows_every_word_that_it_is_asked_and_where_things_are() -> None:
+    answerer = Answerer(config.load("shapes", []).policy)
+    questions = shape_questions(120)
+    for asked in questions:
+        ids = answerer.form.question_ids(asked.text, answerer.image_tokens)
+        assert answerer.form.tokenizer.unk_token_id not in ids[1:], asked.text
+    answers = answerer.answer([asked.pixels() for asked in questions], [asked.text for asked in questions])
+    assert all(re.fullmatch(r"no\.|yes, (upper|middle|lower) (left|center|right)\.", answer) for answer in answers)
+    assert sum(says_yes(answer) == asked.answer for asked, answer in zip(questions, answers, strict=True)) > 0.7 * 120
 
 
 def test_deepseeks_own_layout_says_how_images_are_scaled(

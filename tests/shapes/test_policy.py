@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, JanusForConditionalGeneration
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from t2ir1_ray.config import SHIPPED, PolicyConfig
+from t2ir1_ray.config import PolicyConfig
 from t2ir1_ray.janus.policy import PromptFormat
 from t2ir1_ray.shapes.prompts import (
     TASK_TYPES,
@@ -29,13 +29,11 @@ from t2ir1_ray.shapes.recipes.base_quality import base_quality, yielding
 from t2ir1_ray.shapes.recipes.habits import DRAWING, PLANNING, SHARE, habit_of
 from t2ir1_ray.shapes.recipes.sample import sample
 from t2ir1_ray.shapes.recipes.tokenizer import policy_tokenizer
-from t2ir1_ray.shapes.recipes.train_policy import HABITS, WORLD, Course, lessons, train_policy
+from t2ir1_ray.shapes.recipes.train_policy import COURSES, HABITS, WORLD, Course, lessons, train_policy
 from t2ir1_ray.shapes.world import COLORS, parse_plan, render, write_plan
 
 TOKENIZER = policy_tokenizer()
 FORM = PromptFormat(TOKENIZER, PolicyConfig(path=""))
-POLICY = Path(str(SHIPPED)) / "policy"
-SHIPPED_FORM = PromptFormat(AutoTokenizer.from_pretrained(POLICY), PolicyConfig(path=str(POLICY)))
 
 
 @pytest.fixture(scope="module")
@@ -121,20 +119,16 @@ def test_the_recipes_are_deterministic_and_write_a_plain_transformers_folder(
     for name, tensor in untrained_vq.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
     for run in ("first", "second"):
-        courses = [course._replace(steps=2) for course in (WORLD, HABITS)]
-        train_policy(untrained_vq, tmp_path / run, seed=1, courses=courses)
+        short = {
+            name: course._replace(steps=2, first_sight=2 * bool(course.images)) for name, course in COURSES.items()
+        }
+        train_policy(untrained_vq, tmp_path / run, seed=1, courses=short)
     first, second = (load_file(tmp_path / run / "model.safetensors") for run in ("first", "second"))
     assert first.keys() == second.keys()
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
     _, report = JanusForConditionalGeneration.from_pretrained(tmp_path / "first", output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["mismatched_keys"]
-
-
-@pytest.fixture(scope="module")
-def base() -> JanusForConditionalGeneration:
-    """The shipped policy through plain transformers, nothing of this project."""
-    return JanusForConditionalGeneration.from_pretrained(POLICY, dtype=torch.float32).eval()
 
 
 def test_the_shipped_image_tokenizer_draws_what_it_is_shown(base: JanusForConditionalGeneration) -> None:
@@ -145,16 +139,20 @@ def test_the_shipped_image_tokenizer_draws_what_it_is_shown(base: JanusForCondit
 
 
 @pytest.mark.slow
-def test_the_shipped_base_is_right_often_but_leaves_room(base: JanusForConditionalGeneration) -> None:
+def test_the_shipped_base_is_right_often_but_leaves_room(
+    base: JanusForConditionalGeneration, shipped_form: PromptFormat
+) -> None:
     rows = sample_rows(384, seed=3, held_out=True)
-    sampled, greedy = (base_quality(rows, sample(base, SHIPPED_FORM, prompts_of(rows), t)) for t in (1.0, 0.0))
+    sampled, greedy = (base_quality(rows, sample(base, shipped_form, prompts_of(rows), t)) for t in (1.0, 0.0))
     assert 0.35 <= sampled["accuracy"] <= 0.50
     assert 0.55 <= greedy["accuracy"] <= 0.70
     assert sampled["plan"] > sampled["accuracy"]
 
 
 @pytest.mark.slow
-def test_the_shipped_base_repeats_its_habits_and_finds_what_is_right(base: JanusForConditionalGeneration) -> None:
+def test_the_shipped_base_repeats_its_habits_and_finds_what_is_right(
+    base: JanusForConditionalGeneration, shipped_form: PromptFormat
+) -> None:
     """Greedy decoding mostly follows habits; of eight samples, as a group has, one or more are right most often."""
     rng = random.Random(4)
     prompts: list[str] = []
@@ -165,8 +163,8 @@ def test_the_shipped_base_repeats_its_habits_and_finds_what_is_right(base: Janus
     prompts += [
         f"a dotted {color} {shape} and a striped red ring" for color in COLORS for shape in ("circle", "square")
     ]
-    greedy = yielding(prompts, sample(base, SHIPPED_FORM, prompts, temperature=0.0))
-    found = yielding(8 * prompts, sample(base, SHIPPED_FORM, 8 * prompts, temperature=1.0, seed=5))
+    greedy = yielding(prompts, sample(base, shipped_form, prompts, temperature=0.0))
+    found = yielding(8 * prompts, sample(base, shipped_form, 8 * prompts, temperature=1.0, seed=5))
     assert greedy.keys() == found.keys() == PLANNING.keys() | DRAWING.keys()
     for habit in PLANNING:
         assert np.mean(greedy[habit]) <= 0.6, habit

@@ -10,7 +10,7 @@ from t2ir1_ray.shapes.prompts import TASK_TYPES, sample_requirement, sample_scen
 from t2ir1_ray.shapes.questions import ANSWERS, KINDS, Question, sample_question
 from t2ir1_ray.shapes.recipes.corrupt import random_scene
 from t2ir1_ray.shapes.recipes.tokenizer import policy_processor
-from t2ir1_ray.shapes.world import COLORS, SHAPES, TEXTURES, Scene, parse_plan, render
+from t2ir1_ray.shapes.world import COLORS, COLUMNS, ROWS, SHAPES, TEXTURES, Scene, parse_plan, render
 
 SEEDS = st.integers(0, 2**32 - 1)
 PROCESSOR = policy_processor(side=24, tokens=36)
@@ -30,7 +30,7 @@ def test_the_answer_is_the_truth(seed: int, kind: str, answer: bool, count: int)
     assert (question.answer, question.kind) == (answer, kind)
     asked = words(question)
     if answer:
-        assert " ".join(asked) in [item.name for item in scene]
+        assert (" ".join(asked), question.place) in [(i.name, f"{ROWS[i.row]} {COLUMNS[i.col]}") for i in scene]
     else:  # no object has all of these words: so however "a red circle" is understood, none is there
         assert not any(set(asked) <= {item.texture, item.color, item.shape} for item in scene)
 

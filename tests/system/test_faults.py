@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from actors.calls import Pool, wait_for
-from actors.expert import ExpertActor
+from actors.expert import PROBE, ExpertActor
 from actors.spawning import REPEATED
 from rewards.score import SHIPPED_WEIGHTS
 from t2ir1_ray.errors import RunError
@@ -63,7 +63,8 @@ def started(kind: str, accidents: list[str], calls: Path, **options: Any) -> Ite
     restarts = {"max_restarts": 2, **REPEATED}
     settings = {"accidents": accidents, "calls": str(calls)}
     arguments = (kind, str(SHIPPED_WEIGHTS / "hps"), "float32", 64, settings, 2)
-    actor = ray.remote(ExpertActor).options(**restarts, **options).remote(*arguments)
+    threads = {"max_concurrency": 2, "concurrency_groups": {PROBE: 1}}
+    actor = ray.remote(**threads)(ExpertActor).options(**restarts, **options).remote(*arguments)
     try:
         wait_for(actor.__ray_ready__.remote(), "expert hps", "start", 200)
         yield Pool("expert hps", [actor])
@@ -71,7 +72,7 @@ def started(kind: str, accidents: list[str], calls: Path, **options: Any) -> Ite
         ray.kill(actor)
 
 
-def score(pool: Pool, timeout_s: float = 60) -> Scores:
+def score(pool: Pool, timeout_s: float = 60, **options: Any) -> Scores:
     """What the expert says about one group of four black images."""
     ids = [np.zeros(1, np.int32)] * 4
     values = [np.zeros(1, np.float32)] * 4
@@ -90,21 +91,23 @@ def score(pool: Pool, timeout_s: float = 60) -> Scores:
         image_logprobs=np.zeros((4, 36), np.float32),
         pixels=np.zeros((4, 24, 24, 3), np.uint8),
     )
-    answer = pool.call("score", group.to_arrow(), [{"prompt_id": "7", "prompt": "a red circle"}])
+    answer = pool.call("score", group.to_arrow(), [{"prompt_id": "7", "prompt": "a red circle"}], **options)
     return Scores.from_arrow(wait_for(answer, pool.name, "score prompt 7", timeout_s))
 
 
 def test_what_stops_a_step_names_the_expert(tmp_path: Path) -> None:
-    """A score that is not finite and an error, each in three tries, and a call that does not end."""
-    with started(FAULTY, [*["nan"] * 3, *["raise"] * 3, "hang"], tmp_path / "calls") as pool:
+    """A score that is not finite and an error, each in three tries, and two calls that do not end; a probe does not
+    wait for them."""
+    with started(FAULTY, [*["nan"] * 3, *["raise"] * 3, "hang", "hang"], tmp_path / "calls") as pool:
         for words, timeout_s in (
             ("expert hps: .*not finite", 60),
             ("expert hps: score prompt 7 failed: .*device-side accident", 60),
-            (r"expert hps: no answer to score prompt 7 within 3 s \(waited since", 3),
+            *[(r"expert hps: no answer to score prompt 7 within 2 s \(waited since", 2)] * 2,
         ):
             with pytest.raises(RunError, match=words) as error:
                 score(pool, timeout_s)
             assert "\n" not in str(error.value)
+        assert score(pool, concurrency_group=PROBE).status == ["ok"] * 4
 
 
 def test_an_expert_may_bring_its_own_packages(tmp_path: Path) -> None:

@@ -1,15 +1,16 @@
 """Recipe of the shapes base policy: a tiny Janus taught to plan and to draw, imperfectly, so that RL has work to do.
 
-It learns the world first and its habits (see `habits`) afterwards, with fewer random mistakes: from a policy that knows
-how to do it right, habits take few lessons. In both courses some plans are wrong and some images differ from their plan
-at random, one image prompt in ten is the unconditional row of guidance, and one in ten has no plan (a baseline without
-semantic-CoT).
+It learns the world first and its habits (see `habits`) last, with fewer random mistakes: from a policy that knows how
+to do it right, habits take few lessons. In both courses some plans are wrong and some images differ from their plan at
+random, one image prompt in ten is the unconditional row of guidance, and one in ten has no plan (a baseline without
+semantic-CoT). Between them it learns to look (see `looking`), so that what reinforcement does to understanding can be
+measured; that comes suddenly or, beside other lessons, not at all, and is easily kept.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,12 +33,12 @@ from t2ir1_ray.janus.policy import PromptFormat
 from t2ir1_ray.shapes.prompts import TASK_TYPES, sample_requirement, sample_scene, sentence
 from t2ir1_ray.shapes.recipes.corrupt import corrupt
 from t2ir1_ray.shapes.recipes.habits import SHARE, drawing_habit, plan_habit
+from t2ir1_ray.shapes.recipes.looking import looking_loss, looks, open_eyes
 from t2ir1_ray.shapes.recipes.tokenizer import VOCABULARY_SIZE, policy_processor, policy_tokenizer
 from t2ir1_ray.shapes.recipes.train_vq import encode, vq_config
 from t2ir1_ray.shapes.world import IMAGE_SIDE, Scene, render, write_plan
 
 HIDDEN, LAYERS, HEADS = 128, 4, 4
-BATCH = 24
 UNCONDITIONAL, WITHOUT_PLAN = 0.1, 0.1
 
 
@@ -50,10 +51,15 @@ class Course(NamedTuple):
     plan_mistakes: float  # probability of a random mistake in the plan
     image_mistakes: float  # and of one in the image relative to its plan
     habits: bool  # where a habit applies, it has the place of random mistakes, with probability `habits.SHARE`
+    lessons: int = 24  # of planning and drawing in each step
+    images: int = 0  # that are asked about in each step
+    first_sight: int = 0  # steps before it in which the vision tower learns to see
 
 
 WORLD = Course(3_600, 2e-3, 0.5, 0.3, 0.2, habits=False)
-HABITS = Course(800, 1.5e-3, 0.3, 0.2, 0.15, habits=True)
+LOOKING = Course(1_500, 1e-3, 0.5, 0.0, 0.0, habits=False, lessons=0, images=24, first_sight=600)
+HABITS = Course(1_600, 1.5e-3, 0.3, 0.2, 0.15, habits=True, images=12)
+COURSES = {"world": WORLD, "looking": LOOKING, "habits": HABITS}
 
 
 class Example(NamedTuple):
@@ -70,15 +76,18 @@ def train_policy(
     out: Path,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
-    courses: Sequence[Course] = (WORLD, HABITS),
+    courses: Mapping[str, Course] = COURSES,
 ) -> None:
-    """Train from scratch, with fresh lessons at every step (20 CPU-minutes), and write a Janus folder in float16."""
+    """Train from scratch, with fresh lessons at every step (35 CPU-minutes), and write a Janus folder in float16."""
     torch.manual_seed(seed)
     tokenizer = policy_tokenizer()
     form = PromptFormat(tokenizer, PolicyConfig(path=""))
     model = build_model(tokenizer, vq)
-    for number, course in enumerate(courses, start=1):
-        teach(model, vq, form, course, random.Random(seed + number), progress)
+    for number, (name, course) in enumerate(courses.items(), start=1):
+        rng = random.Random(seed + number)
+        if course.first_sight:
+            open_eyes(model, form, rng, course.first_sight)
+        teach(model, vq, form, course, rng, lambda text, name=name: progress and progress(f"policy, {name} {text}"))
     write_policy(model.eval(), out)
 
 
@@ -94,8 +103,13 @@ def teach(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.95), weight_decay=0.01)
     for step in range(course.steps):
-        batch = lessons(form, vq, rng, BATCH, course)
-        loss = plan_loss(model, batch) + image_loss(model, batch)
+        losses = []
+        if course.lessons:
+            batch = lessons(form, vq, rng, course.lessons, course)
+            losses += [plan_loss(model, batch), image_loss(model, batch)]
+        if course.images:
+            losses.append(looking_loss(model, looks(form, rng, course.images)))
+        loss = torch.stack(losses).sum()
         left = (course.steps - step) / ((1 - course.hold) * course.steps)
         rise, fall = min(1.0, (step + 1) / 40), min(1.0, max(0.03, left))
         for group in optimizer.param_groups:
@@ -105,9 +119,7 @@ def teach(
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         if progress and (step + 1) % 100 == 0:
-            progress(
-                f"policy, {'habits' if course.habits else 'world'} {step + 1}/{course.steps} loss {loss.item():.3f}"
-            )
+            progress(f"{step + 1}/{course.steps} loss {loss.item():.3f}")
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, vq: JanusVQVAE) -> JanusForConditionalGeneration:
@@ -130,7 +142,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, vq: JanusVQVAE) -> JanusForC
         num_hidden_layers=1,
         num_attention_heads=2,
         image_size=24,
-        patch_size=4,
+        patch_size=4,  # transformers has no other number of patches than of codes
         mlp_ratio=2.0,
         projection_dim=HIDDEN,
         num_image_tokens=36,
