@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import JanusConfig, JanusImageProcessor
+from transformers import GenerationMixin, JanusConfig, JanusImageProcessor
 
 from t2ir1_ray.checkpoints.folder import refuse, resolve_checkpoint
 from t2ir1_ray.config import PolicyConfig
@@ -42,11 +42,11 @@ class Answerer:
         ids = pad_sequence(rows, batch_first=True, padding_value=self.form.pad_id, padding_side="left")
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
         pixels = self.scale(list(images), input_data_format="channels_last", return_tensors="pt")["pixel_values"]
-        said = self.model.generate(
+        said = GenerationMixin.generate(  # what Janus' own calls for text, with two warnings about its own arguments
+            self.model,
             input_ids=ids.to(self.model.device),
             attention_mask=mask.to(self.model.device),
             pixel_values=pixels.to(self.model.device, self.model.dtype),
-            generation_mode="text",
             do_sample=False,
             max_new_tokens=MAX_NEW_TOKENS,
             eos_token_id=self.form.eos_id,

@@ -156,7 +156,7 @@ def test_the_shapes_policy_knows_every_word_that_it_is_asked_and_where_things_ar
         ids = answerer.form.question_ids(asked.text, answerer.image_tokens)
         assert answerer.form.tokenizer.unk_token_id not in ids[1:], asked.text
     answers = answerer.answer([asked.pixels() for asked in questions], [asked.text for asked in questions])
-    assert all(re.fullmatch(r"no\.|yes, (upper|middle|lower) (left|center|right)\.", answer) for answer in answers)
+    assert all(re.fullmatch(r"no \.|yes , (upper|middle|lower) (left|center|right) \.", answer) for answer in answers)
     assert sum(says_yes(answer) == asked.answer for asked, answer in zip(questions, answers, strict=True)) > 0.7 * 120
 
 
