@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -83,10 +82,10 @@ class BatchedExpert(ABC):
 def _one_ahead(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
     """`map`, but the next result is made on a thread while the reader works with this one."""
     with ThreadPoolExecutor(1) as thread:
-        made: deque[Future[T]] = deque()
+        upcoming: Future[T] | None = None
         for item in items:
-            made.append(thread.submit(function, item))
-            if len(made) > 1:
-                yield made.popleft().result()
-        if made:
-            yield made.popleft().result()
+            made, upcoming = upcoming, thread.submit(function, item)
+            if made:
+                yield made.result()
+        if upcoming:
+            yield upcoming.result()

@@ -26,13 +26,14 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from tests.journals import TIMED, metrics
+
 STEPS = 10
 OVERRIDES = [f"train.steps={STEPS}", "data.prompts_per_step=2", "eval.every=5", "eval.count=16", "journal.save_every=2"]
 OVERRIDES += ["journal.images_every=0", "cluster.dashboard=false", "reward.retries=20"]
 ACTORS = ("RolloutActor", "ReferenceActor", "ExpertActor")
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 RUN_TIMEOUT_S = 600
-TIMED = ("time/", "throughput/", "usage/")
 UNCOMPARED = {"rollout/images_per_s", "actors/restarts"}
 
 
@@ -65,9 +66,9 @@ class Job:
         """Until a random moment of the start, or, more often, of the step after next; returns whether it still runs."""
         if time.monotonic() - self.began < 1 and rng.random() < 0.25:
             return self.watch(rng.uniform(0.5, 12))
-        fewest = len(lines(self.run))
+        fewest = len(metrics(self.run))
         while self.watch(0.1):
-            found = lines(self.run)
+            found = metrics(self.run)
             fewest = min(fewest, len(found))  # a resumed run first forgets what was behind its checkpoint
             if len(found) > fewest:
                 return self.watch(rng.random() * found[-1].get("time/step_s", 1.0))
@@ -88,15 +89,9 @@ class Job:
         return psutil.wait_procs(ours, timeout=120)[1]
 
 
-def lines(run: Path) -> list[dict[str, Any]]:
-    """The whole lines of a journal, none if it has not been begun."""
-    text = file.read_text() if (file := run / "metrics.jsonl").is_file() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-
-
 def journal(run: Path) -> list[dict[str, Any]]:
     """Without what differs from run to run."""
-    return [{k: v for k, v in line.items() if not k.startswith(TIMED) and k not in UNCOMPARED} for line in lines(run)]
+    return [{k: v for k, v in line.items() if not k.startswith(TIMED) and k not in UNCOMPARED} for line in metrics(run)]
 
 
 def kill_actor(job: Job, rng: random.Random) -> str | None:

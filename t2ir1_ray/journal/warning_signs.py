@@ -67,17 +67,17 @@ class WarningSigns:
             if metrics.get("staleness") != 0 or f"mismatch/{segment}_abs_mean" not in metrics:
                 continue
             first = self._first_drift.setdefault(segment, drift["abs_mean"])
-            if any(drift[figure] > bound for figure, bound in self.drift.items()):
-                found[f"{segment} ratio"] = (
-                    f"sampler and learner disagree on {segment} tokens (|log ratio| {drift['abs_mean']:.3g} on "
-                    f"average, {drift['max']:.3g} at most, should be 0): compare policy.dtype with learner.dtype, and "
-                    "suspect the weight transfer"
-                )
-            elif drift["abs_mean"] > max(GROWN * first, EXACT):
+            if drift["abs_mean"] > max(GROWN * first, EXACT):  # a dtype would have shown in the first step
                 found[f"{segment} ratio"] = (
                     f"sampler and learner disagree on {segment} tokens more than in the first step (|log ratio| "
                     f"{drift['abs_mean']:.3g} on average, then {first:.3g}): samples seem to come from an older policy "
                     "than they say; suspect the weight transfer and what rollout actors cache"
+                )
+            elif any(drift[figure] > bound for figure, bound in self.drift.items()):
+                found[f"{segment} ratio"] = (
+                    f"sampler and learner disagree on {segment} tokens (|log ratio| {drift['abs_mean']:.3g} on "
+                    f"average, {drift['max']:.3g} at most, should be 0): compare policy.dtype with learner.dtype, and "
+                    "suspect the weight transfer"
                 )
         if metrics.get("plan/empty") == 1:
             found["empty"] = (

@@ -28,6 +28,7 @@ from t2ir1_ray import config as configuration  # noqa: E402
 from t2ir1_ray.config import Config  # noqa: E402
 from t2ir1_ray.entry import Parser, run_entry  # noqa: E402
 from t2ir1_ray.errors import RunError, UserError  # noqa: E402
+from tests.journals import metrics  # noqa: E402
 
 EXPERTS = ("hps", "git", "grounding_dino", "orm")
 GUIDED = ("rollout.guidance=1.5", "learner.image_logprobs=guided")
@@ -84,7 +85,7 @@ def folder(root: Path, variant: str, seed: int) -> Path:
 
 def read(run: Path) -> Figures | None:
     """The figures of a run folder, None as long as the run is not over."""
-    lines = _metrics(run)
+    lines = metrics(run)
     if not lines or not (run / configuration.FILE).is_file():
         return None
     config = configuration.load(str(run / configuration.FILE))
@@ -166,7 +167,7 @@ def command(root: Path, variant: str, seed: int, steps: int | None) -> list[str]
     overrides = ["cluster.dashboard=false", f"journal.root={root}", f"journal.name={run.name}", f"train.seed={seed}"]
     overrides += [*VARIANTS[variant], *([f"train.steps={steps}"] if steps else [])]
     overrides += ["eval.every=${train.steps}", "journal.save_every=60", "journal.dump_every=0"]  # the ends are compared
-    resume = ["--resume", str(run)] if _metrics(run) else []
+    resume = ["--resume", str(run)] if metrics(run) else []
     return [sys.executable, "-m", "t2ir1_ray.train", *resume, *overrides]
 
 
@@ -212,7 +213,7 @@ def main(arguments: Sequence[str]) -> None:
                 if read(run):
                     print(f"{run.name}: finished")
                     continue
-                print(f"{run.name}: {'goes on' if _metrics(run) else 'begins'}", flush=True)
+                print(f"{run.name}: {'goes on' if metrics(run) else 'begins'}", flush=True)
                 failed += not train(options.root, name, seed, options.steps)
     table = rows(options.root, names, seeds)
     if not table:
@@ -223,14 +224,6 @@ def main(arguments: Sequence[str]) -> None:
         plot(table, options.plot)
     if failed:
         raise RunError(f"{failed} runs failed: give the command again to go on with them")
-
-
-def _metrics(run: Path) -> list[dict[str, Any]]:
-    """Complete lines of metrics.jsonl."""
-    file = run / "metrics.jsonl"
-    if not file.is_file():
-        return []
-    return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def _scores(lines: list[dict[str, Any]], experts: list[str], config: Config) -> float:

@@ -1,6 +1,5 @@
 """Short real trainings on the shapes world, and the comparison of their journals."""
 
-import json
 import re
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from ray._private.state import actors
 from t2ir1_ray import config
 from t2ir1_ray.config import Config
 from t2ir1_ray.trainer import train
+from tests.journals import TIMED, metrics
 
 SMALL = ["data.prompts_per_step=2", "rollout.prompts_per_call=1", "eval.every=3", "eval.count=24"]
 SMALL += ["journal.images_every=0", "journal.keep_last=0", "journal.save_every=2"]
@@ -28,8 +28,6 @@ RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """Ray's own helpers, which look for their raylet only now and then: they end half a minute after a SIGKILL."""
 ROLES = {"learner", "rollout", "reference", "expert-hps", "expert-git", "expert-grounding_dino", "expert-orm"}
 """Of a rehearsal."""
-TIMED = ("time/", "throughput/", "usage/")
-"""Beginnings of what no two runs have alike."""
 UNCOMPARED = {"rollout/images_per_s", "actors/restarts", "padding"}
 
 
@@ -55,15 +53,9 @@ def command_line(folder: Path, *overrides: str) -> list[str]:
     return ["--config", str(file), "cluster.dashboard=false", f"train.steps={STEPS}", *name, *overrides]
 
 
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The whole lines of a journal: a run that is going on may be in the middle of one."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
 def has_done(folder: Path, step: int) -> bool:
     """Whether a run has written the metrics of `step`."""
-    return (folder / "metrics.jsonl").is_file() and len(metrics(folder)) > step
+    return len(metrics(folder)) > step
 
 
 def actor_process(name: str) -> psutil.Process:

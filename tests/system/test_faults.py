@@ -13,7 +13,7 @@ import ray
 
 from actors.calls import Pool, wait_for
 from actors.expert import PROBE, ExpertActor
-from actors.spawning import REPEATED
+from actors.spawning import EXPERT_THREADS, REPEATED
 from rewards.score import SHIPPED_WEIGHTS
 from t2ir1_ray.errors import RunError
 from t2ir1_ray.records.schema import Rollouts, Scores
@@ -63,8 +63,7 @@ def started(kind: str, accidents: list[str], calls: Path, **options: Any) -> Ite
     restarts = {"max_restarts": 2, **REPEATED}
     settings = {"accidents": accidents, "calls": str(calls)}
     arguments = (kind, str(SHIPPED_WEIGHTS / "hps"), "float32", 64, settings, 2)
-    threads = {"max_concurrency": 2, "concurrency_groups": {PROBE: 1}}
-    actor = ray.remote(**threads)(ExpertActor).options(**restarts, **options).remote(*arguments)
+    actor = ray.remote(**EXPERT_THREADS)(ExpertActor).options(**restarts, **options).remote(*arguments)
     try:
         wait_for(actor.__ray_ready__.remote(), "expert hps", "start", 200)
         yield Pool("expert hps", [actor])

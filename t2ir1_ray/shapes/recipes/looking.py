@@ -103,16 +103,12 @@ def words_of_patches(form: PromptFormat, scene: Scene, embeddings: Tensor) -> Te
 
 def looking_loss(model: JanusForConditionalGeneration, batch: Sequence[Look]) -> Tensor:
     """Cross-entropy of an answer, the sum over its tokens: place and end weigh as much as yes and no."""
-    places = [
-        (row, at, at == begin)
-        for row, look in enumerate(batch)
-        for begin, end in look.answers
-        for at in range(begin, end)
-    ]
-    rows, columns, first = (torch.tensor(values) for values in zip(*places, strict=True))
+    answers = [(row, begin, end) for row, look in enumerate(batch) for begin, end in look.answers]
+    places = [(row, at) for row, begin, end in answers for at in range(begin, end)]
+    rows, columns = torch.tensor(places).T
     logits, ids = answer_logits(model, batch)
     losses = cross_entropy(logits[rows, columns - 1].float(), ids[rows, columns], reduction="none")
-    return losses.sum() / first.sum()
+    return losses.sum() / len(answers)
 
 
 def answer_logits(model: JanusForConditionalGeneration, batch: Sequence[Look]) -> tuple[Tensor, Tensor]:

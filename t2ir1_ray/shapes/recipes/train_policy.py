@@ -78,7 +78,7 @@ def train_policy(
     progress: Callable[[str], None] | None = None,
     courses: Mapping[str, Course] = COURSES,
 ) -> None:
-    """Train from scratch, with fresh lessons at every step (35 CPU-minutes), and write a Janus folder in float16."""
+    """Train from scratch, with fresh lessons at every step (40 CPU-minutes), and write a Janus folder in float16."""
     torch.manual_seed(seed)
     tokenizer = policy_tokenizer()
     form = PromptFormat(tokenizer, PolicyConfig(path=""))
