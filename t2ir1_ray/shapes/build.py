@@ -1,6 +1,6 @@
 """`python -m t2ir1_ray.shapes.build`: rebuild every shipped checkpoint and prompt file from nothing.
 
-Deterministic on one machine (fixed seeds, steps and threads); its stages took about an hour on one core. Ends with a
+Deterministic on one machine (fixed seeds, steps and threads); takes about an hour on one core. Ends with a
 table of what was measured and writes it, with the sha256 of every file, into manifest.json.
 """
 
