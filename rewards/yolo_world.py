@@ -7,8 +7,10 @@ here with open_clip and handed to the network.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -139,7 +141,9 @@ def prepare_ultralytics() -> None:
         raise UserError("expert yolo_world: ultralytics is not installed: pip install 't2ir1_ray[yolo]' (AGPL-3.0)")
     os.environ["YOLO_AUTOINSTALL"] = "false"
     os.environ["YOLO_OFFLINE"] = "true"
-    os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.mkdtemp(prefix="ultralytics-"))
+    if "YOLO_CONFIG_DIR" not in os.environ:
+        os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="ultralytics-")
+        atexit.register(shutil.rmtree, os.environ["YOLO_CONFIG_DIR"], ignore_errors=True)
 
 
 def load_network_file(file: Path) -> torch.nn.Module:
