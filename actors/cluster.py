@@ -95,7 +95,8 @@ class Cluster:
     transfer: Transfer | None = None  # over NCCL; None: versions go through the object store
 
     def __post_init__(self) -> None:
-        self.watch = Watch(self._actors(), self.config.cluster.node_timeout_s, lambda line: self.say(line))
+        timeout_s, retries = self.config.cluster.node_timeout_s, self.config.reward.retries
+        self.watch = Watch(self._actors(), timeout_s, retries, lambda line: self.say(line))
         for pool in self._pools():
             pool.activity = self.activity
 
@@ -152,9 +153,8 @@ class Cluster:
 
     def _await_start(self, checkpoint: LearnerCheckpoint | None) -> None:
         timeout = self.config.cluster.start_timeout_s
-        wait_for_all(
-            {who: ref for pool in self._pools() for who, ref in pool.each("__ray_ready__").items()}, "start", timeout
-        )
+        ready = {who: ref for pool in self._pools() for who, ref in pool.each("__ray_ready__").items()}
+        wait_for_all(ready, "start", timeout, self.watch.look)
         several = len(self.learners) > 1
         host, port = wait_for(self.learners[0].address.remote(several), "learner 0", "start", timeout)
         # Whoever waits here says who is missing; a collective operation that ended sooner would not.
@@ -309,8 +309,9 @@ class Cluster:
         return wait_for_all(numbered("learner", calls), what, seconds, self.watch.look)
 
     def restarts(self) -> int:
-        """How often actors have died and were started again. Also notices who is back after short waits only."""
-        self.watch.look()
+        """How often actors have died and were started again, at the end of a step. Also notices who is back after
+        short waits only."""
+        self.watch.end_step()
         self.activity.note_restarts(dict(self.watch.restarts))
         return sum(self.watch.restarts.values())
 

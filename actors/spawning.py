@@ -20,6 +20,8 @@ CUBLAS = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 REPEATED = {"max_task_retries": -1}
 """A call is repeated for as long as its actor is started again. Any other number is soon used up by a lost node: until
 Ray notices its death, after 14 s by default, its actors count as alive, and every try of a call is refused at once."""
+RESTARTED = {"max_restarts": -1, **REPEATED}
+"""`watch` says when it is enough: Ray counts over a whole run, and a run of days outlives many a node."""
 EXPERT_THREADS = {"max_concurrency": 2, "concurrency_groups": {PROBE: 1}}
 """While a group has an expert's model, the next one is prepared; a probe waits for its turn at the model only."""
 CPU_ONLY = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
@@ -49,7 +51,6 @@ def spawn(config: Config, reserved: Placement) -> Actors:
         ]
 
     retries = config.reward.retries
-    restarts = {"max_restarts": retries, **REPEATED}
     guidance = config.rollout.guidance if config.learner.image_logprobs == "guided" else 1.0
     learner_args = (
         config.policy,
@@ -70,15 +71,15 @@ def spawn(config: Config, reserved: Placement) -> Actors:
             (expert.kind, expert.path, expert.dtype, expert.batch_size, expert.options, retries),
             runtime_env=expert.runtime_env,
             **EXPERT_THREADS,
-            **restarts,
+            **RESTARTED,
         )
         for name, expert in config.experts.items()
     }
     return Actors(
         start(LearnerActor, by_name["learner"], learner_args),
-        Pool("rollout", start(RolloutActor, by_name["rollout"], rollout_args, **restarts)),
+        Pool("rollout", start(RolloutActor, by_name["rollout"], rollout_args, **RESTARTED)),
         {name: Pool(f"expert {name}", actors) for name, actors in experts.items()},
-        Pool("reference", start(ReferenceActor, by_name["reference"], reference_args, **restarts))
+        Pool("reference", start(ReferenceActor, by_name["reference"], reference_args, **RESTARTED))
         if "reference" in by_name
         else None,
     )

@@ -1,4 +1,4 @@
-"""Looking after actors while their answers are awaited: which one is down, since when, and how long a run bears it.
+"""Looking after actors while their answers are awaited: which one is down, since when, and what a run bears.
 
 Ray starts a lost actor again where it finds room, and repeats its calls. Whoever waits for the answers only sees that
 they do not come: for as long as the lost node is away.
@@ -31,12 +31,14 @@ class Down:
 class Watch:
     """The actors of a run by the names that errors give them. `look` may be called by several threads."""
 
-    def __init__(self, actors: Mapping[str, Any], timeout_s: float, say: Callable[[str], None]):
-        """timeout_s: how long an actor may be down; say: told when one is, and when it is up again."""
-        self._actors, self._timeout_s, self._say = dict(actors), timeout_s, say
+    def __init__(self, actors: Mapping[str, Any], timeout_s: float, most: int, say: Callable[[str], None]):
+        """timeout_s: how long an actor may be down; most: how often it may die in a step; say: told when one is down,
+        and when it is up again."""
+        self._actors, self._timeout_s, self._most, self._say = dict(actors), timeout_s, most, say
         self._node: dict[str, tuple[str, str]] = {}  # where it lived last: id, address
         self.restarts: dict[str, int] = {}
         """How often each actor had been started again when it was looked at last."""
+        self._before: dict[str, int] = {}  # the same, when the step began
         self._down: dict[str, Down] = {}
         self._lock = threading.Lock()
 
@@ -46,11 +48,21 @@ class Watch:
         return sorted(self._down)
 
     def look(self) -> None:
-        """Raises RunError in one line for an actor that is down for too long."""
+        """Raises RunError in one line for an actor that is down for too long or dies too often."""
         with self._lock:
             for who, entry in table_entries(self._actors).items():
                 self.restarts[who] = int(entry["NumRestarts"])
                 self._look_at(who, entry)
+                if (deaths := self.restarts[who] - self._before.get(who, 0)) > self._most:
+                    raise RunError(
+                        f"{who}: died {deaths} times in one step, which reward.retries={self._most} does not allow: "
+                        "see its log in the dashboard, and dmesg on its node"
+                    )
+
+    def end_step(self) -> None:
+        """Look, and count deaths anew from here on: over days, nodes come and go."""
+        self.look()
+        self._before = dict(self.restarts)
 
     def _look_at(self, who: str, entry: Mapping[str, Any]) -> None:
         state, now = entry["State"], time.monotonic()

@@ -59,7 +59,7 @@ class ExpertConfig:
 class RewardConfig:
     combine: str = "sum"  # sum (official) or gdpo (each expert normalised inside its group first)
     min_group_size: int = 2  # a group with fewer usable samples is dropped and counted
-    retries: int = 2  # times a call that raised is repeated, and times that each actor but the learner is started again
+    retries: int = 2  # times a call that raised is repeated, and times each actor but the learner may die in a step
     probe_every: int = 20  # steps between probes whether experts look at the image (two change places); 0: never
     rotate_monitor: int = 0  # steps after which another expert of role reward is only watched; 0: all count always
 

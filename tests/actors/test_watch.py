@@ -33,7 +33,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def watched(table: SimpleNamespace) -> tuple[Callable[[float], None], list[str]]:
     """(look after so many seconds more, what was said)"""
     said: list[str] = []
-    one = Watch({"rollout 1": object()}, 300, said.append)
+    one = Watch({"rollout 1": object()}, 300, 2, said.append)
 
     def look(seconds: float) -> None:
         table.now += seconds
@@ -88,6 +88,22 @@ def test_a_second_loss_is_counted_from_its_own_beginning(table: SimpleNamespace,
     look(299)
     with pytest.raises(RunError, match="for longer than"):
         look(2)
+
+
+def test_one_may_die_now_and_then_but_not_again_and_again(table: SimpleNamespace, watched: Any) -> None:
+    """Twice in each of some steps; then three times in one, while it is up or down."""
+    look, said = watched
+    for restarts in (2, 4, 6):
+        table.restarts = restarts
+        look(1)
+        look.watch.end_step()
+    table.restarts = 9
+    with pytest.raises(RunError) as error:
+        look(1)
+    assert str(error.value) == (
+        "rollout 1: died 3 times in one step, which reward.retries=2 does not allow: see its log in the dashboard, "
+        "and dmesg on its node"
+    )
 
 
 def test_one_that_is_dead_is_not_waited_for(table: SimpleNamespace, watched: Any) -> None:

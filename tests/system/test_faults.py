@@ -25,16 +25,16 @@ FAULTY = "tests.system.faulty_experts.FaultyHps"
 
 def test_an_expert_has_one_accident_after_another(whole: Path, tmp_path: Path) -> None:
     """Two calls a step, and a probe in the first one. It raises and is killed in the middle of a call, and both calls
-    are repeated; a third image of step 3 is corrupt, and is dropped from its group and counted; in step 5 it dies as
-    often as it may, which ends the run. Another expert only watches, and not the images: the probe names it.
+    are repeated; a third image of step 3 is corrupt, and is dropped from its group and counted; in step 5 it dies more
+    often than it may in one, which ends the run. Another expert only watches, and not the images: the probe names it.
     """
-    accidents = ["raise", "kill", *["none"] * 5, "corrupt", *["none"] * 3, "kill", "kill"]
+    accidents = ["raise", "kill", *["none"] * 5, "corrupt", *["none"] * 3, "kill", "kill", "kill"]
     folder, calls = tmp_path / "run", tmp_path / "calls"
     faulty = [f"experts.hps.kind={FAULTY}", f"experts.hps.options={{accidents: {accidents}, calls: {calls}}}"]
     blind = [f"experts.orm.kind={FAULTY}", f"experts.orm.path={SHIPPED_WEIGHTS / 'hps'}", "experts.orm.role=monitor"]
     blind += [f"experts.orm.options={{accidents: {['place'] * 99}, calls: {tmp_path / 'others'}}}"]
     overrides = [*faulty, *blind, "train.steps=6", "eval.every=0"]
-    with pytest.raises(RunError, match=r"^expert hps 0: died during score prompt [^\n]*$"):
+    with pytest.raises(RunError, match=r"^expert hps 0: died 3 times in one step[^\n]*$"):
         run(folder, *overrides, experts=("hps", "orm"))
     assert calls.stat().st_size == len(accidents)
 
