@@ -55,7 +55,7 @@ class Watch:
                 self._look_at(who, entry)
                 if (deaths := self.restarts[who] - self._before.get(who, 0)) > self._most:
                     raise RunError(
-                        f"{who}: died {deaths} times in one step, which reward.retries={self._most} does not allow: "
+                        f"{who}: died {deaths} times before a step was done, which reward.retries={self._most} does not allow: "
                         "see its log in the dashboard, and dmesg on its node"
                     )
 

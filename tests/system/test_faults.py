@@ -34,7 +34,7 @@ def test_an_expert_has_one_accident_after_another(whole: Path, tmp_path: Path) -
     blind = [f"experts.orm.kind={FAULTY}", f"experts.orm.path={SHIPPED_WEIGHTS / 'hps'}", "experts.orm.role=monitor"]
     blind += [f"experts.orm.options={{accidents: {['place'] * 99}, calls: {tmp_path / 'others'}}}"]
     overrides = [*faulty, *blind, "train.steps=6", "eval.every=0"]
-    with pytest.raises(RunError, match=r"^expert hps 0: died 3 times in one step[^\n]*$"):
+    with pytest.raises(RunError, match=r"^expert hps 0: died 3 times before a step was done[^\n]*$"):
         run(folder, *overrides, experts=("hps", "orm"))
     assert calls.stat().st_size == len(accidents)
 
