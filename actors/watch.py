@@ -55,8 +55,8 @@ class Watch:
                 self._look_at(who, entry)
                 if (deaths := self.restarts[who] - self._before.get(who, 0)) > self._most:
                     raise RunError(
-                        f"{who}: died {deaths} times before a step was done, which reward.retries={self._most} does not allow: "
-                        "see its log in the dashboard, and dmesg on its node"
+                        f"{who}: died {deaths} times before a step was done, more often than reward.retries="
+                        f"{self._most} allows: see its log in the dashboard, and dmesg on its node"
                     )
 
     def end_step(self) -> None:

@@ -101,8 +101,8 @@ def test_one_may_die_now_and_then_but_not_again_and_again(table: SimpleNamespace
     with pytest.raises(RunError) as error:
         look(1)
     assert str(error.value) == (
-        "rollout 1: died 3 times before a step was done, which reward.retries=2 does not allow: see its log in the dashboard, "
-        "and dmesg on its node"
+        "rollout 1: died 3 times before a step was done, more often than reward.retries=2 allows: see its log in the "
+        "dashboard, and dmesg on its node"
     )
 
 
