@@ -33,6 +33,8 @@ from t2ir1_ray.records.prompts import TABLE_ENDINGS, read_texts
 from t2ir1_ray.storage import AppendedLines, OneWriter, disk_failure, whole_file, write_whole
 
 if TYPE_CHECKING:
+    from transformers import JanusConfig
+
     from actors.sampler import Sampler
     from t2ir1_ray.janus.policy import PromptFormat
 
@@ -84,7 +86,7 @@ def _generate(options: argparse.Namespace, config: Config, prompts: Sequence[str
 
 def checkpoint_config(checkpoint: str | None, name: str | None, overrides: Sequence[str] = ()) -> Config:
     """The configuration that says how `checkpoint` is prompted: `name` if given, else that of the run it comes from,
-    else `shapes`. No checkpoint: the one that the configuration names."""
+    else `shapes`. No checkpoint: the one that the configuration names. Raises UserError if that is anybody's guess."""
     if name is None and checkpoint is not None:
         of_run = Path(checkpoint).expanduser().resolve().parent.parent / "config.yaml"  # run/checkpoints/step_000120
         name = str(of_run) if of_run.is_file() else None
@@ -96,9 +98,19 @@ def checkpoint_config(checkpoint: str | None, name: str | None, overrides: Seque
     from t2ir1_ray.janus.policy import checked_tensors, load_config
 
     policy = load_config(config.policy.path)
+    if name is None and _vocabulary(policy) != _vocabulary(load_config(configuration.load().policy.path)):
+        raise UserError(
+            f"--config: {config.policy.path} is neither built like the shapes policy nor a run's: say how it is "
+            "prompted, e.g. --config janus_pro_7b"
+        )
     check_limits(config, policy)
     checked_tensors(config.policy.path, policy)
     return config
+
+
+def _vocabulary(policy: "JanusConfig") -> tuple[int, int]:
+    """Text tokens, image codes."""
+    return policy.text_config.vocab_size, policy.vq_config.num_embeddings
 
 
 def kept(out: Path) -> Path:

@@ -308,7 +308,7 @@ def test_what_does_not_fit_the_checkpoint_is_refused(published: Path, tiny_janus
     command = ["--benchmark", "understanding", "--prompts", str(file), "--images", str(published / "val2014")]
     command += ["--out", str(tmp_path / "out")]
     refused(lambda: evaluate.main(command), "--prompts", "tokens with its image", "256 positions", "shorten it")
-    blind = ["--checkpoint", str(tiny_janus), "policy.max_prompt_tokens=20"]
+    blind = ["--checkpoint", str(tiny_janus), "--config", "shapes", "policy.max_prompt_tokens=20"]
     refused(lambda: evaluate.main([*command, *blind]), "policy.path", "neither processor_config.json nor")
 
 

@@ -138,6 +138,14 @@ def test_a_checkpoint_of_a_run_brings_its_prompt_format(tmp_path: Path) -> None:
     assert generate.checkpoint_config(str(folder), "shapes").policy.max_plan_tokens == 40
 
 
+def test_how_a_strange_checkpoint_is_prompted_is_not_guessed(tiny_janus: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"^--config: {tiny_janus} is neither built like the shapes policy nor a run's"):
+        generate.checkpoint_config(str(tiny_janus), None)
+    moved = tmp_path / "moved"  # out of its run
+    shutil.copytree(config.load().policy.path, moved)
+    assert generate.checkpoint_config(str(moved), None).policy.path == str(moved)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
