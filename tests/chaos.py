@@ -30,7 +30,7 @@ from tests.journals import TIMED, metrics
 
 STEPS = 10
 OVERRIDES = [f"train.steps={STEPS}", "data.prompts_per_step=2", "eval.every=5", "eval.count=16", "journal.save_every=2"]
-OVERRIDES += ["journal.images_every=0", "cluster.dashboard=false", "reward.retries=20"]
+OVERRIDES += ["journal.images_every=0", "cluster.dashboard=false"]
 ACTORS = ("RolloutActor", "ReferenceActor", "ExpertActor")
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 RUN_TIMEOUT_S = 600
@@ -227,7 +227,7 @@ def main() -> None:
         injected += found
         survived += Counter() if faults else found
         wrong += faults
-        print(f"{run.name}: {sum(found.values())} faults, {'FAILED' if faults else 'same journal'}", flush=True)
+        print(f"{run.name}: {found.total()} faults, {'; '.join(faults) or 'same journal'}", flush=True)
         if options.go_on:
             break
 
