@@ -62,7 +62,8 @@ class Watch:
     def end_step(self) -> None:
         """Look, and count deaths anew from here on: over days, nodes come and go."""
         self.look()
-        self._before = dict(self.restarts)
+        with self._lock:
+            self._before = dict(self.restarts)
 
     def _look_at(self, who: str, entry: Mapping[str, Any]) -> None:
         state, now = entry["State"], time.monotonic()

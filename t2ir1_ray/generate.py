@@ -86,7 +86,7 @@ def _generate(options: argparse.Namespace, config: Config, prompts: Sequence[str
 
 def checkpoint_config(checkpoint: str | None, name: str | None, overrides: Sequence[str] = ()) -> Config:
     """The configuration that says how `checkpoint` is prompted: `name` if given, else that of the run it comes from,
-    else `shapes`. No checkpoint: the one that the configuration names. Raises UserError if that is anybody's guess."""
+    else `shapes`. No checkpoint: the one that the configuration names. Raises UserError if none of them can know."""
     if name is None and checkpoint is not None:
         of_run = Path(checkpoint).expanduser().resolve().parent.parent / "config.yaml"  # run/checkpoints/step_000120
         name = str(of_run) if of_run.is_file() else None

@@ -236,7 +236,6 @@ def main() -> None:
         table.add_row(name, str(count), str(survived[name]))
     table.add_row("all", str(injected.total()), str(survived.total()))
     Console().print(table)
-    print("\n".join(wrong))
     print(json.dumps({"runs": number, "injected": injected.total(), "survived": survived.total(), "folder": str(root)}))
     sys.exit(1 if wrong else 0)
 

@@ -91,7 +91,7 @@ def test_a_second_loss_is_counted_from_its_own_beginning(table: SimpleNamespace,
 
 
 def test_one_may_die_now_and_then_but_not_again_and_again(table: SimpleNamespace, watched: Any) -> None:
-    """Twice in each of some steps; then three times in one, while it is up or down."""
+    """Twice in each of some steps; then three times in one."""
     look, said = watched
     for restarts in (2, 4, 6):
         table.restarts = restarts

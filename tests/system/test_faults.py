@@ -13,7 +13,7 @@ import ray
 
 from actors.calls import Pool, wait_for
 from actors.expert import PROBE, ExpertActor
-from actors.spawning import EXPERT_THREADS, REPEATED
+from actors.spawning import EXPERT_THREADS, RESTARTED
 from rewards.score import SHIPPED_WEIGHTS
 from t2ir1_ray.errors import RunError
 from t2ir1_ray.records.schema import Rollouts, Scores
@@ -60,10 +60,9 @@ def test_an_expert_has_one_accident_after_another(whole: Path, tmp_path: Path) -
 @contextmanager
 def started(kind: str, accidents: list[str], calls: Path, **options: Any) -> Iterator[Pool]:
     """A pool of one expert actor, which is up; it ends with the block."""
-    restarts = {"max_restarts": 2, **REPEATED}
     settings = {"accidents": accidents, "calls": str(calls)}
     arguments = (kind, str(SHIPPED_WEIGHTS / "hps"), "float32", 64, settings, 2)
-    actor = ray.remote(**EXPERT_THREADS)(ExpertActor).options(**restarts, **options).remote(*arguments)
+    actor = ray.remote(**EXPERT_THREADS)(ExpertActor).options(**RESTARTED, **options).remote(*arguments)
     try:
         wait_for(actor.__ray_ready__.remote(), "expert hps", "start", 200)
         yield Pool("expert hps", [actor])

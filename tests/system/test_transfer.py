@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from actors import calls
-from actors.spawning import REPEATED
+from actors.spawning import RESTARTED
 from actors.transfer import Transfer
 from t2ir1_ray.errors import RunError
 
@@ -137,9 +137,8 @@ def ends(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 
     def make(learner_fault: str = "", rollout_fault: str = "", ranks: int = 1) -> tuple[list[Any], list[Any]]:
         learner, rollout = (ray.remote(kind) for kind in stand_ins())
-        restarts = {"max_restarts": 2, **REPEATED}
         learners = [learner.options(num_cpus=0).remote(rank, learner_fault) for rank in range(ranks)]
-        rollouts = [rollout.options(num_cpus=0, **restarts).remote(rollout_fault * index) for index in range(2)]
+        rollouts = [rollout.options(num_cpus=0, **RESTARTED).remote(rollout_fault * index) for index in range(2)]
         made.extend((*learners, *rollouts))
         return learners, rollouts
 

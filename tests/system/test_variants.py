@@ -55,6 +55,7 @@ def test_the_sampler_has_the_policy_that_is_trained(
             assert line[f"mismatch/{segment}_max"] < 1e-4, line["step"]
             assert line[f"mismatch/{segment}_abs_mean"] < 1e-5
             assert line[f"mismatch/{segment}_ratio_max"] == pytest.approx(1.0, abs=1e-4)
+    assert lines[0]["entropy_ratio/image"] == 1
     assert lines[0]["kl"] == pytest.approx(0, abs=1e-6)
     assert lines[2]["kl"] > 1e-6  # the sampler's policy moves with the learner's
     plans = pq.read_table(tmp_path / "run" / "rollouts" / "step_000001.parquet")["plan"].to_pylist()
