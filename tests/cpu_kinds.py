@@ -34,6 +34,7 @@ _ALL = {
     ),
     "native": Kind("_C.abi3.so", {}, ()),
 }
+BUILDS = [kind.build for kind in _ALL.values()]
 _HAS = {"avx2": True, "avx512": torch.cpu._is_avx512_supported(), "native": torch.cpu._is_avx512_bf16_supported()}
 CPU_KINDS = {name: kind for name, kind in _ALL.items() if _HAS[name]}
 """Those that this processor can stand for."""

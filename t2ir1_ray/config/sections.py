@@ -51,7 +51,7 @@ class ExpertConfig:
     replicas: int = 1
     batch_size: int = 16  # images per forward pass
     dtype: str = "float32"
-    runtime_env: dict[str, Any] = field(default_factory=dict)  # Ray runtime environment, e.g. {pip: [...]}
+    runtime_env: dict[str, Any] = field(default_factory=dict)  # Ray's, e.g. {pip: [...]}, which copies a venv: some GB
     options: dict[str, Any] = field(default_factory=dict)  # the expert's own settings
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from t2ir1_ray.fitting import libraries
 from t2ir1_ray.fitting.libraries import try_to_load
-from tests.cpu_kinds import CPU_KINDS, pretend
+from tests.cpu_kinds import BUILDS, CPU_KINDS, pretend
 
 ROOT = Path(__file__).parents[2]
 DEATHS = {
@@ -59,7 +59,7 @@ def test_what_is_not_installed_is_no_finding() -> None:
 @pytest.mark.parametrize("kind", CPU_KINDS)
 def test_each_kind_of_processor_loads_its_own_build(kind: str) -> None:
     """Another one beside it ends the interpreter: what the doctor did when it named the build itself."""
-    other = next(each.build for each in CPU_KINDS.values() if each.build != CPU_KINDS[kind].build)
+    other = next(build for build in BUILDS if build != CPU_KINDS[kind].build)
     code = "from t2ir1_ray.fitting.libraries import load\nprint(load('vllm'), flush=True)"
     done = pretend(kind, f"{code}\nimport vllm.{other.split('.')[0]}")
     assert done.stdout.split()[-1] == CPU_KINDS[kind].build, done.stderr

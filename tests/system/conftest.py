@@ -1,6 +1,7 @@
 """One local Ray cluster per worker for all system tests, larger than the machine on paper so that several actors fit,
 and the runs that several files look at, each made once for all workers."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests.system.runs import STEPS, run
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
+    os.environ["RAY_RUNTIME_ENV_PIP_CACHE_SIZE_GB"] = "0"  # an actor's own environment, 5 GB, goes with it
     ray.init(
         address="local",
         num_cpus=8,

@@ -43,15 +43,24 @@ class Nodes:
         command = [sys.executable, "-m", "tests.system.several"]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._log, "text": True}
         self._host = subprocess.Popen(command, env=self.env, cwd=ROOT, start_new_session=True, **pipes)
+        self._added: list[str] = []
         self.address = self._tell()["address"]
 
     def add(self, cpus: float, gpus: float = 0, **env_vars: str) -> str:
         """Add a node and wait until it is there; returns its id."""
-        return self._ask({"add": {"num_cpus": cpus, "num_gpus": gpus, "env_vars": {**os.environ, **env_vars}}})["node"]
+        options = {"num_cpus": cpus, "num_gpus": gpus, "env_vars": {**os.environ, **env_vars}}
+        self._added.append(self._ask({"add": options})["node"])
+        return self._added[-1]
 
     def kill(self, node: str) -> None:
         """SIGKILL to everything that the node consists of."""
         self._ask({"kill": node})
+        self._added.remove(node)
+
+    def kill_added(self) -> None:
+        """Leave the head alone."""
+        for node in list(self._added):
+            self.kill(node)
 
     def run(self, *command: str, **options: Any) -> subprocess.Popen:
         """Python as a driver of this cluster, with text pipes."""

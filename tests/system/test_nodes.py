@@ -51,10 +51,16 @@ print(json.dumps([str(check) for check in doctor.machines(config.load("shapes", 
 
 
 @pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    """A head; each test adds nodes, and kills them."""
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     with Nodes(tmp_path_factory.mktemp("nodes")) as started:
         yield started
+
+
+@pytest.fixture
+def nodes(head: Nodes) -> Iterator[Nodes]:
+    """A head, to which each test adds nodes of its own."""
+    yield head
+    head.kill_added()
 
 
 def test_a_run_waits_for_the_nodes_it_needs_and_keeps_its_ranks_together(nodes: Nodes) -> None:
@@ -80,8 +86,6 @@ assert placement_group([{"GPU": 1}] * 2, strategy="STRICT_SPREAD").wait(30)
     found = nodes.script(other + RESERVE, "cluster.place_timeout_s=30", *fewer)
     assert [bundle["GPU"] for bundle in found["bundles"]] == [2, 2, 1, 1]
     assert all("learner" in roles for roles in found["roles"].values())
-    nodes.kill(first)
-    nodes.kill(second)
 
 
 def test_nodes_that_hold_other_files_are_named(nodes: Nodes, tmp_path: Path) -> None:
@@ -107,8 +111,6 @@ def test_nodes_that_hold_other_files_are_named(nodes: Nodes, tmp_path: Path) -> 
     )
     assert added[1][:6] in found.split(", and not on ")[1]
     assert sorted(tmp_path.iterdir()) == homes
-    for node in added:
-        nodes.kill(node)
 
 
 def test_the_doctor_looks_at_every_node(nodes: Nodes, tmp_path: Path) -> None:
@@ -128,8 +130,6 @@ def test_the_doctor_looks_at_every_node(nodes: Nodes, tmp_path: Path) -> None:
     assert warned.startswith("warn")
     assert added[1][:6] in warned
     assert len([line for line in lines if re.search(r" to node .*: [\d.]+ GB/s through the object store", line)]) == 2
-    for node in added:
-        nodes.kill(node)
 
 
 def test_a_node_is_lost_in_mid_step_and_another_one_comes(whole: Path, nodes: Nodes, tmp_path: Path) -> None:
@@ -142,11 +142,11 @@ def test_a_node_is_lost_in_mid_step_and_another_one_comes(whole: Path, nodes: No
     with nodes.run("-m", "t2ir1_ray.train", *arguments, cwd=ROOT) as driver:
         wait_until(lambda: has_done(folder, 2), driver)
         nodes.kill(lost)
-        said = ""
-        while "rollout 0: RESTARTING because its node" not in said:
-            said = driver.stdout.readline()
-            assert said, "the run has ended"
-        assert re.search(r"is lost, since ..:..:..: it is waited for, at most 600 s$", said.strip())
+        said = [""]
+        while "rollout 0: RESTARTING because its node" not in said[-1]:
+            said.append(driver.stdout.readline())
+            assert said[-1], "".join(said)
+        assert re.search(r"is lost, since ..:..:..: it is waited for, at most 600 s$", said[-1].strip())
         nodes.add(2)
         rest, _ = driver.communicate(timeout=240)
     assert driver.returncode == 0, rest
