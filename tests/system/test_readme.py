@@ -83,6 +83,7 @@ def test_tensorboard_and_dashboard_answer(place: Path, tmp_path: Path) -> None:
     assert "Ray" in (place / "dashboard.html").read_text()
 
 
+@pytest.mark.timeout(900)  # 350 s on a slow machine
 def test_jobs_on_a_cluster(whole: Path, tmp_path: Path) -> None:
     """The README's first job and its rehearsal, with token authentication, on a cluster of this machine. The 7B is
     narrow, and has fewer actors. The job asks for NCCL, which does not work on CPUs: one line says so, and the run is
