@@ -84,9 +84,9 @@ class Spy:
 
 
 def test_logprobs_of_sampler_and_learner_are_closer_than_with_transformers_roundings(engine: TextEngine) -> None:
-    rows, count = PROMPTS * 4, 4 * len(PROMPTS)
+    rows, count = PROMPTS * 32, 32 * len(PROMPTS)
     plans = engine.generate(rows, range(count), 1.0, EOS)
-    prompts = image_prompts() * 4
+    prompts = image_prompts() * 32
     decoder = ImageDecoder(engine.trunk, PAD, IMAGE_TOKENS)
     images = decoder.generate(prompts, list(map(unconditional, prompts)), range(count), 3.0, 1.0)
 
@@ -105,6 +105,4 @@ def test_logprobs_of_sampler_and_learner_are_closer_than_with_transformers_round
     before = differences(plain)
     round_as_engines(plain)
     after = differences(plain)
-    plan, image = (a / b for a, b in zip(after, before, strict=True))
-    assert 0 < plan < 0.95, "plans go through vLLM's own attention, which rounds most of what is left"
-    assert 0 < image < 0.85
+    assert all(0 < a < 0.85 * b for a, b in zip(after, before, strict=True)), (before, after)

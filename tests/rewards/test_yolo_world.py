@@ -65,7 +65,9 @@ def test_batched_equals_single_whatever_the_number_of_nouns(folder):
         assert [d.score for d in alone] == pytest.approx([d.score for d in found], abs=1e-5)
         ours, theirs = (torch.tensor([(nouns.index(d.noun), d.score, *d.box) for d in each]) for each in (alone, found))
         apart = (ours[:, None] - theirs).abs().amax(-1)  # of two scores that are nearly equal either may come first
-        assert max(apart.amin(0).max(), apart.amin(1).max()) < 1e-5
+        nearest = apart.min(1)
+        assert sorted(nearest.indices.tolist()) == list(range(len(found)))
+        assert nearest.values.max() < 1e-5
 
 
 def test_an_ultralytics_file_gives_the_same_scores_as_the_folder(folder, tmp_path):
